@@ -1,0 +1,38 @@
+"""Megatron Core's parallel linear layers, with a forward that torch.compile can take as one graph.
+
+Megatron Core's own autograd function warns and looks groups up from inside forward, which breaks a graph; over torch's
+`linear` and the group's copy and reduce regions the arithmetic is the same. Under sequence parallelism Megatron Core's function is kept:
+it gathers its input again in backward instead of storing it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+
+
+class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
+    """Y = X A^T with A divided by rows: `[s, b, h]` → `[s, b, out / tensor]`."""
+
+    def forward(
+        self, input_: torch.Tensor, weight: torch.Tensor | None = None, runtime_gather_output: bool | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.sequence_parallel or weight is not None or self.gather_output or runtime_gather_output:
+            return super().forward(input_, weight, runtime_gather_output)
+        x = tensor_parallel.copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
+        if self.skip_bias_add:
+            return F.linear(x, self.weight), self.bias
+        return F.linear(x, self.weight, self.bias), None
+
+
+class RowParallelLinear(tensor_parallel.RowParallelLinear):
+    """Y = X A^T with A divided by columns: `[s, b, in / tensor]` → `[s, b, h]`, summed over the group."""
+
+    def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        if self.sequence_parallel or not self.input_is_parallel or not self.skip_bias_add:
+            return super().forward(input_)
+        y = tensor_parallel.reduce_from_tensor_model_parallel_region(F.linear(input_, self.weight), group=self.tp_group)
+        return y, self.bias

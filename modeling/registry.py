@@ -1,0 +1,77 @@
+"""The model families. Adding one is a folder and a line here; nothing else asks which family it has."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from modeling.errors import ModelError
+from modeling.execution import Execution
+from modeling.gpt import config as gpt_config
+from modeling.gpt import flops as gpt_flops
+from modeling.gpt import presets as gpt_presets
+from modeling.sharding import Shard
+
+
+class Implementation(Protocol):
+    """What a family's network module offers."""
+
+    def build(self, config: Any, execution: Execution) -> list[Any]:
+        """This rank's chunks with their initial weights; the process groups must have been started."""
+
+    def describe(self, chunk: Any) -> dict[str, Shard]:
+        """The global place of each of a chunk's parameters."""
+
+    def forward_step(self, batch: dict[str, torch.Tensor], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
+        """One micro-batch through one chunk: its output, and the function from it to (loss, figures)."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the rest of Trestle asks of a model family."""
+
+    name: str
+    config: type
+    """The typed dataclass of the recipe's `model:` section."""
+    presets: dict[str, dict[str, Any]]
+    parameter_count: Callable[[Any], int]
+    flops_per_token: Callable[[Any], float]
+    """Training FLOPs a token, in the convention of the family's `flops.py`."""
+    module: str
+    """Where the implementation is; imported on first use, since it takes seconds and recipes can be read without it."""
+
+    @property
+    def implementation(self) -> Implementation:
+        return importlib.import_module(self.module)  # type: ignore[return-value]
+
+
+FAMILIES: dict[str, Family] = {
+    "gpt": Family(
+        name="gpt",
+        config=gpt_config.GPTConfig,
+        presets=gpt_presets.PRESETS,
+        parameter_count=gpt_flops.parameter_count,
+        flops_per_token=gpt_flops.flops_per_token,
+        module="modeling.gpt.network",
+    ),
+}
+
+
+def family(name: str) -> Family:
+    """Look a family up; raises ModelError naming those that exist."""
+    if name not in FAMILIES:
+        raise ModelError(f"model.family {name!r} does not exist; there is {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[name]
+
+
+def family_of_preset(preset: str) -> Family:
+    """The family that a preset belongs to; raises ModelError naming the presets that exist."""
+    for candidate in FAMILIES.values():
+        if preset in candidate.presets:
+            return candidate
+    known = ", ".join(sorted(p for f in FAMILIES.values() for p in f.presets))
+    raise ModelError(f"model.preset {preset!r} does not exist; there are {known}")
