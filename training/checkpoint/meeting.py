@@ -1,0 +1,129 @@
+"""How ranks agree, through files alone, that a checkpoint is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from training.checkpoint import format as fmt
+from training.checkpoint import retention as keeping
+from training.checkpoint.errors import SaveFailed
+
+
+class Meeting:
+    """How ranks that share only a directory agree that a checkpoint is complete, or that it will not be.
+
+    `.done` notes in the partial directory say that a rank's files are durable, `.failed` notes that they will not come;
+    rank 0 answers by renaming the directory, or by a `.failed` file beside it. Notes carry the save's serial number, so
+    that those of an earlier failed save of the same step mean nothing.
+    """
+
+    def __init__(
+        self, directory: Path, rank: int, world_size: int, step: int, serial: int, deadline_seconds: float
+    ) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.serial = serial
+        self.deadline_seconds = deadline_seconds
+        self.final = directory / fmt.step_directory(step)
+        self.partial = directory / f".{self.final.name}{keeping.PARTIAL}"
+        self.refusal = directory / f".{self.final.name}{keeping.FAILED}"
+
+    def open(self) -> None:
+        if self.rank == 0:
+            self.refusal.unlink(missing_ok=True)
+        self.partial.mkdir(exist_ok=True)
+
+    def report(self, about: dict[str, Any]) -> None:
+        """Say that this rank's files are on disk."""
+        self._note(self.partial / f".rank-{self.rank:05d}.done", {"files": about})
+
+    def await_all(self) -> dict[str, dict[str, Any]]:
+        """Rank 0: size and sha256 of every rank's files, when all are on disk. Raises SaveFailed."""
+        done: dict[int, dict[str, Any]] = {}
+
+        def arrived() -> bool:
+            present = set(os.listdir(self.partial))
+            for rank in range(self.world_size):
+                failed = f".rank-{rank:05d}.failed"
+                if failed in present and (note := self._own(self.partial / failed)) is not None:
+                    raise SaveFailed(f"rank {rank}: {note['reason']}")
+                name = f".rank-{rank:05d}.done"
+                if rank not in done and name in present and (note := self._own(self.partial / name)) is not None:
+                    done[rank] = note["files"]
+            return len(done) == self.world_size
+
+        if not self._poll(arrived):
+            absent = [str(rank) for rank in range(self.world_size) if rank not in done]
+            some = ", ".join(absent[:8]) + (", …" if len(absent) > 8 else "")
+            raise SaveFailed(f"after {self.deadline_seconds:g} s the files of rank {some} are still missing")
+        files = {name: about for rank in sorted(done) for name, about in done[rank].items()}
+        for name, about in files.items():
+            if (self.partial / name).stat().st_size != about["size"]:
+                raise SaveFailed(f"{name} is not as long as its rank wrote it")
+        return files
+
+    def await_publication(self, record: bytes) -> None:
+        """Other ranks: return when the checkpoint with this rank's `record` in it has its name. Raises SaveFailed."""
+
+        def published() -> bool:
+            refusal = self._own(self.refusal)
+            if refusal is not None:
+                raise SaveFailed(refusal["reason"])
+            if self.partial.exists():
+                return False
+            with contextlib.suppress(FileNotFoundError):
+                return (self.final / fmt.record_file(self.rank)).read_bytes() == record
+            return False
+
+        if not self._poll(published):
+            raise SaveFailed(f"rank 0 did not complete it within {self.deadline_seconds:g} s")
+
+    def clear_notes(self) -> None:
+        for note in self.partial.glob(".rank-*"):
+            note.unlink()
+
+    def give_up(self, reason: str) -> None:
+        """Leave nothing behind and tell the others: best effort, as the disk may be gone and the error is under way."""
+        with contextlib.suppress(OSError):
+            (self.partial / fmt.data_file(self.rank)).unlink(missing_ok=True)  # first make room for the note
+        with contextlib.suppress(OSError):
+            if self.rank == 0:
+                shutil.rmtree(self.partial, ignore_errors=True)
+                self._note(self.refusal, {"reason": reason})
+            else:
+                self._note(self.partial / f".rank-{self.rank:05d}.failed", {"reason": reason})
+
+    def _note(self, path: Path, content: dict[str, Any]) -> None:
+        draft = path.with_suffix(path.suffix + f"-{self.rank}-draft")
+        fmt.write_hashed(draft, json.dumps({"serial": self.serial, **content}).encode())
+        draft.rename(path)  # a reader sees all of it or nothing
+
+    def _own(self, path: Path) -> dict[str, Any] | None:
+        """The note at `path` if it belongs to this save."""
+        try:
+            note = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        return note if note["serial"] == self.serial else None
+
+    def _poll(self, condition: Callable[[], bool]) -> bool:
+        """Whether `condition` came true before the deadline.
+
+        Polled because nothing else works: ranks on other machines share files only, and network file systems send no
+        change notifications. The interval grows from 5 ms to half a second, so that a thousand ranks do not load them.
+        """
+        deadline = time.monotonic() + self.deadline_seconds
+        interval = 0.005
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(interval)
+            interval = min(interval * 1.5, 0.5)
+        return True

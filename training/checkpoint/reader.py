@@ -1,0 +1,327 @@
+"""Reading a checkpoint, whole or in part, on any fmt."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import itertools
+import json
+import mmap
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.checkpoint import format as fmt
+from training.checkpoint.errors import CheckpointMismatch, DamagedCheckpoint, UnknownFormat
+from training.checkpoint.format import Entry
+from training.checkpoint.pieces import Assembly, Piece, Rectangle, Shape, flat_index
+
+_MAX_OPEN_FILES = (
+    64  # a mapping holds a file descriptor; a thousand-rank checkpoint must fit under the usual limit of 1024
+)
+
+# Linux's value, which Python's mmap does not name: a file larger than the machine's memory may then be mapped.
+_MAP_NORESERVE = 0x4000
+
+
+@dataclass
+class _Sources:
+    """The stored pieces of one tensor that share a box, by where their flat ranges begin."""
+
+    box: Rectangle
+    found: list[tuple[Entry, str]] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    furthest: list[int] = field(default_factory=list)  # running maximum of flat_stop: ranges may overlap
+
+    def finish(self) -> None:
+        self.found.sort(key=lambda source: (source[0].piece.flat_start, source[1]))
+        self.starts = [entry.piece.flat_start for entry, _ in self.found]
+        self.furthest = list(itertools.accumulate((entry.piece.flat_stop for entry, _ in self.found), max))
+
+    def touching(self, wanted: Rectangle) -> Iterator[tuple[Entry, str]]:
+        common = wanted.intersect(self.box)
+        if common is None:
+            return
+        first = flat_index(tuple(a - b for a, b in zip(common.offset, self.box.offset, strict=True)), self.box.shape)
+        last = flat_index(tuple(a - b - 1 for a, b in zip(common.stop, self.box.offset, strict=True)), self.box.shape)
+        yield from self.found[bisect.bisect_right(self.furthest, first) : bisect.bisect_right(self.starts, last)]
+
+
+class Checkpoint:
+    """A checkpoint on disk. Opening it reads and checks the manifest alone; `verify` checks the files.
+
+    `manifest` is the parsed manifest, `state` what rank 0 was given to store, `step` and `world_size` say where
+    it comes from. Raises DamagedCheckpoint (manifest missing, unreadable, changed) and UnknownFormat.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.manifest = self._read_manifest()
+        self.state: dict[str, Any] = self.manifest["state"]
+        self.step: int = self.manifest["step"]
+        self.world_size: int = self.manifest["world_size"]
+        self._files: dict[str, dict[str, Any]] = self.manifest["files"]
+        self._index: dict[tuple[str, str], list[_Sources]] | None = None
+        self._rank_states: dict[int, dict[str, Any] | None] = {}
+        self._open: OrderedDict[str, memoryview] = OrderedDict()
+
+    # ── integrity ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def verify(self, rank: int = 0, world_size: int = 1) -> None:
+        """Check existence, size and sha256 of the files i ≡ rank (mod world_size). Raises DamagedCheckpoint."""
+        for damage in self.damages(rank, world_size):
+            raise damage
+
+    def damages(self, rank: int = 0, world_size: int = 1) -> Iterator[DamagedCheckpoint]:
+        """What `verify` would raise, for every damaged file."""
+        for name in sorted(self._files)[rank::world_size]:
+            what = self._wrong_size(name)
+            if what is None:
+                try:
+                    found = fmt.sha256_of(self.path / name)
+                except OSError as error:
+                    what = f"unreadable: {error.strerror}"
+                else:
+                    if found != self._files[name]["sha256"]:
+                        what = f"checksum {found[:12]}… where the manifest has {self._files[name]['sha256'][:12]}…"
+            if what is not None:
+                yield DamagedCheckpoint(self.path, name, what)
+
+    def _wrong_size(self, name: str) -> str | None:
+        try:
+            size = (self.path / name).stat().st_size
+        except OSError as error:
+            return "missing" if isinstance(error, FileNotFoundError) else f"unreadable: {error.strerror}"
+        wanted = self._files[name]["size"]
+        if size < wanted:
+            return f"truncated: {size} bytes of {wanted}"
+        return f"{size} bytes where {wanted} were written" if size > wanted else None
+
+    def _read_manifest(self) -> dict[str, Any]:
+        raw = self._read_small(fmt.MANIFEST)
+        if not raw:
+            raise DamagedCheckpoint(self.path, fmt.MANIFEST, "empty")
+        digest = self.path / fmt.MANIFEST_DIGEST
+        if digest.exists() and self._read_small(digest.name) != fmt.digest_line(raw):
+            raise DamagedCheckpoint(self.path, fmt.MANIFEST, f"does not match its checksum in {digest.name}")
+        try:
+            manifest = json.loads(raw)
+            version = manifest["format_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedCheckpoint(self.path, fmt.MANIFEST, f"not a manifest ({error})") from error
+        if version != fmt.FORMAT_VERSION:
+            raise UnknownFormat(
+                f"checkpoint {self.path} has format version {version}, this Trestle reads version "
+                f"{fmt.FORMAT_VERSION}: use the Trestle that wrote it, or a newer one"
+            )
+        if not digest.exists():
+            raise DamagedCheckpoint(self.path, fmt.MANIFEST_DIGEST, "missing")
+        self._check_shape(manifest)
+        return manifest
+
+    def _check_shape(self, manifest: dict[str, Any]) -> None:
+        """A well-signed manifest may still be malicious or a stranger's: refuse what the rest would stumble over."""
+        wanted = {"step": int, "world_size": int, "files": dict, "state": dict}
+        for key, kind in wanted.items():
+            if not isinstance(manifest.get(key), kind):
+                raise DamagedCheckpoint(self.path, fmt.MANIFEST, f"has no {key}")
+        for name, about in manifest["files"].items():
+            if not fmt.is_file_name(name):
+                raise DamagedCheckpoint(self.path, fmt.MANIFEST, f"names a file that no checkpoint has: {name!r}")
+            if (
+                not isinstance(about, dict)
+                or type(about.get("size")) is not int
+                or not isinstance(about.get("sha256"), str)
+            ):
+                raise DamagedCheckpoint(self.path, fmt.MANIFEST, f"gives no size and sha256 of {name}")
+        for rank in range(manifest["world_size"]):
+            for name in (fmt.data_file(rank), fmt.record_file(rank)):
+                if name not in manifest["files"]:
+                    raise DamagedCheckpoint(self.path, fmt.MANIFEST, f"does not list {name}")
+
+    def _read_small(self, name: str) -> bytes:
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            what = "missing" if isinstance(error, FileNotFoundError) else f"unreadable: {error.strerror}"
+            raise DamagedCheckpoint(self.path, name, what) from error
+
+    # ── contents ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def names(self) -> list[str]:
+        """The global names of all tensors, sorted."""
+        return sorted({name for name, _ in self._sources()})
+
+    def kinds(self, name: str) -> list[str]:
+        """What is stored of a tensor: "weight", "exp_avg", "exp_avg_sq"."""
+        return sorted(kind for other, kind in self._sources() if other == name)
+
+    def shape(self, name: str, kind: str = "weight") -> Shape:
+        """The global shape of a tensor. Raises CheckpointMismatch if there is none."""
+        return self._find(name, kind)[0].found[0][0].piece.global_shape
+
+    def nbytes(self, name: str) -> int:
+        """Bytes on disk of all kinds of a tensor, copies included."""
+        sources = (groups for (other, _), groups in self._sources().items() if other == name)
+        return sum(entry.nbytes for groups in sources for group in groups for entry, _ in group.found)
+
+    def rank_state(self, rank: int) -> dict[str, Any] | None:
+        """What this rank of the writing layout stored for itself, None if nothing."""
+        if rank not in self._rank_states:
+            self._rank_states[rank] = self._read_record(rank)["state"]
+        return self._rank_states[rank]
+
+    def read(self, piece: Piece) -> torch.Tensor:
+        """The elements of a piece, fp32 [piece.numel], put together from whatever was stored; only they are read.
+
+        Raises CheckpointMismatch if the tensor is not there, has another shape, or elements of it are missing, and
+        DamagedCheckpoint if a file is.
+        """
+        groups = self._find(piece.name, piece.kind)
+        stored = groups[0].found[0][0].piece.global_shape
+        if stored != piece.global_shape:
+            raise CheckpointMismatch(
+                f"checkpoint {self.path} holds {piece.kind} of {piece.name} with shape {list(stored)}, "
+                f"the model has {list(piece.global_shape)}: resume with the model it was trained with"
+            )
+        assembly = Assembly(piece)
+        for wanted, _ in piece.rectangles():
+            for group in groups:
+                for entry, file in group.touching(wanted):
+                    if not assembly.missing:
+                        return assembly.buffer
+                    assembly.fill(entry.piece, self._elements(entry, file))
+        if assembly.missing:
+            gap = assembly.missing[0]
+            raise CheckpointMismatch(
+                f"checkpoint {self.path} lacks elements of {piece.kind} of {piece.name}: none of its files covers "
+                f"{list(gap.offset)} … {[n - 1 for n in gap.stop]}"
+            )
+        return assembly.buffer
+
+    def tensor(self, name: str, kind: str = "weight") -> torch.Tensor:
+        """A whole tensor in fp32, in its global shape. Raises as `read`."""
+        shape = self.shape(name, kind)
+        return self.read(Piece.whole(name, kind, shape)).view(shape)
+
+    def _find(self, name: str, kind: str) -> list[_Sources]:
+        groups = self._sources().get((name, kind))
+        if groups is None:
+            raise CheckpointMismatch(
+                f"checkpoint {self.path} holds no {kind} of {name}: resume with the model it was trained with"
+            )
+        return groups
+
+    def _sources(self) -> dict[tuple[str, str], list[_Sources]]:
+        """The index by (name, kind), built on first use from the records of all ranks."""
+        if self._index is None:
+            boxes: dict[tuple[str, str], dict[Rectangle, _Sources]] = defaultdict(dict)
+            for rank in range(self.world_size):
+                file = fmt.data_file(rank)
+                for entry in self._entries(rank):
+                    piece = entry.piece
+                    box = Rectangle(piece.box_offset, piece.box_shape)
+                    group = boxes[piece.name, piece.kind].setdefault(box, _Sources(box))
+                    group.found.append((entry, file))
+            self._index = {key: list(groups.values()) for key, groups in boxes.items()}
+            for groups in self._index.values():
+                for group in groups:
+                    group.finish()
+        return self._index
+
+    def _entries(self, rank: int) -> Iterator[Entry]:
+        name = fmt.record_file(rank)
+        size = self._files[fmt.data_file(rank)]["size"]
+        try:
+            for raw in self._read_record(rank)["pieces"]:
+                entry = Entry.from_json(raw)
+                if entry.offset + entry.nbytes > size:
+                    raise ValueError(f"piece of {entry.piece.name} ends beyond its file")
+                yield entry
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedCheckpoint(self.path, name, f"not a record ({error})") from error
+
+    def _read_record(self, rank: int) -> dict[str, Any]:
+        name = fmt.record_file(rank)
+        if name not in self._files:
+            raise CheckpointMismatch(
+                f"checkpoint {self.path} was written by {self.world_size} ranks: there is no rank {rank}"
+            )
+        raw = self._read_small(name)
+        if fmt.sha256(raw) != self._files[name]["sha256"]:
+            raise DamagedCheckpoint(self.path, name, "does not match its checksum in the manifest")
+        return json.loads(raw)
+
+    def _elements(self, entry: Entry, file: str) -> torch.Tensor:
+        """The stored elements as a view of the mapped file: the pages that a copy touches are read, no others."""
+        view = self._map(file)
+        return torch.frombuffer(view, dtype=entry.dtype, count=entry.piece.numel, offset=entry.offset)
+
+    def _map(self, name: str) -> memoryview:
+        if name in self._open:
+            self._open.move_to_end(name)
+            return self._open[name]
+        what = self._wrong_size(name)  # a mapping of a shorter file would end the process with SIGBUS
+        if what is not None:
+            raise DamagedCheckpoint(self.path, name, what)
+        with (self.path / name).open("rb") as file:
+            # A private copy-on-write mapping: torch wants writable memory, the file stays untouched.
+            mapped = mmap.mmap(
+                file.fileno(), 0, flags=mmap.MAP_PRIVATE | _MAP_NORESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+            )
+        self._open[name] = memoryview(mapped)
+        if len(self._open) > _MAX_OPEN_FILES:
+            self._open.popitem(last=False)  # unmapped as soon as the last view of it is gone
+        return self._open[name]
+
+
+def newest(
+    directory: Path,
+    verify: Callable[[Checkpoint], None] = Checkpoint.verify,
+    on_damage: Callable[[DamagedCheckpoint], None] | None = None,
+) -> Checkpoint | None:
+    """The newest checkpoint that `verify` accepts, None if there is none; damaged ones are set aside and reported.
+
+    `verify` raises DamagedCheckpoint; with several ranks it is where they agree (each checks its share). Raises
+    UnknownFormat: an unreadable format is no reason to fall back in silence.
+    """
+    for path in fmt.candidates(directory):
+        try:
+            checkpoint = Checkpoint(path)
+            verify(checkpoint)
+        except DamagedCheckpoint as damage:
+            set_aside(path, str(damage))
+            if on_damage is not None:
+                on_damage(damage)
+        else:
+            return checkpoint
+    return None
+
+
+def set_aside(path: Path, reason: str, label: str = "damaged") -> Path | None:
+    """Rename a checkpoint to `step-….damaged` (`.damaged-2`, …), with the reason in it as `damaged.txt`; the new path.
+
+    None if it is gone: another rank was faster. Nothing is deleted. Raises OSError for any other failure. With another
+    `label` it also retires good ones, as when a run goes back and what followed must not be resumed from.
+    """
+    for attempt in itertools.count(1):
+        aside = path.with_name(f"{path.name}.{label}" + (f"-{attempt}" if attempt > 1 else ""))
+        if aside.exists():
+            continue
+        try:
+            path.rename(aside)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            if aside.exists():  # two ranks, two checkpoints, one name
+                continue
+            raise
+        fmt.fsync_directory(aside.parent)
+        with contextlib.suppress(OSError):  # a full disk must not stop a resume: the caller's event has the reason too
+            (aside / f"{label}.txt").write_text(reason + "\n")
+        return aside
+    raise AssertionError("unreachable")

@@ -1,0 +1,242 @@
+"""Writing a checkpoint beside the training, by many ranks that only share a file system.
+
+`save` copies the pieces to host memory (the stall) and returns; a thread does the rest. Each rank writes its two files
+into `.step-00000200.partial/` and drops a note there when they are durable. Rank 0's thread waits for all notes, writes
+the manifest and renames the directory to `step-00000200`: that rename is the moment from which the checkpoint exists.
+Collectives are out of the question in a thread: they would interleave with the training's own.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.checkpoint import format as fmt
+from training.checkpoint import retention as keeping
+from training.checkpoint.errors import SaveFailed
+from training.checkpoint.format import Entry
+from training.checkpoint.meeting import Meeting
+from training.checkpoint.pieces import Piece
+from training.checkpoint.retention import Retention
+
+_log = logging.getLogger("trestle.checkpoint")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One save of this rank: everything the thread needs, in host memory."""
+
+    step: int
+    serial: int  # the how-many-eth save of this writer: the same on every rank, and never the same twice
+    head: bytes
+    data: memoryview
+    record: bytes
+    state: dict[str, Any]
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one rank into `directory` (a run's `checkpoints` folder).
+
+    Rank 0 clears what a killed process left there, so all ranks need a barrier between constructing their writers
+    and the first `save`; after that every rank calls `save` for the same steps in the same order. `deadline_seconds`
+    bounds how long a rank waits for the others' files. The host copy is allocated once and reused. Raises SaveFailed.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        rank: int,
+        world_size: int,
+        asynchronous: bool = True,
+        retention: Retention | None = None,
+        deadline_seconds: float = 600.0,
+    ) -> None:
+        self.directory = Path(directory)
+        self.rank = rank
+        self.world_size = world_size
+        self.asynchronous = asynchronous
+        self.retention = retention or Retention()
+        self.deadline_seconds = deadline_seconds
+        self._arena = torch.empty(0, dtype=torch.uint8)
+        self._pending: concurrent.futures.Future[None] | None = None
+        self._serial = 0
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if rank == 0:
+                keeping.sweep(self.directory)
+        except OSError as error:
+            raise SaveFailed(f"checkpoints cannot be written to {self.directory}: {error.strerror}") from error
+        existing = fmt.candidates(self.directory)
+        #: Step of the newest checkpoint whose manifest is in place, None before the first.
+        self.last_verified: int | None = fmt.step_of(existing[0].name) if existing else None
+
+    def save(
+        self,
+        step: int,
+        pieces: Iterable[tuple[Piece, torch.Tensor]],
+        state: dict[str, Any],
+        rank_state: dict[str, Any] | None = None,
+    ) -> float:
+        """Store this rank's pieces (fp32 or bf16, piece.numel elements each) as part of the checkpoint of `step`.
+
+        Rank 0's `state` (JSON) goes into the manifest, with `validation_loss` in it if the best is to be kept; each
+        rank's own `rank_state` (JSON) into its record. Waits for the save before this one and raises its error. Returns
+        the stall in seconds: after that the tensors may change again. Raises SaveFailed, and ValueError on
+        malformed pieces.
+        """
+        begun = time.perf_counter()
+        self.wait()
+        job = self._snapshot(step, list(pieces), state, rank_state)
+        if self.asynchronous:
+            self._pending = _in_thread(lambda: self._write(job), f"checkpoint-{step}")
+        else:
+            self._write(job)
+        return time.perf_counter() - begun
+
+    def wait(self) -> None:
+        """Return when the last save is in place on all ranks. Raises its error, once."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def check(self) -> None:
+        """Raise the error of the last save if it has failed already; never waits."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    # ── in the caller's thread ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _snapshot(
+        self,
+        step: int,
+        pieces: list[tuple[Piece, torch.Tensor]],
+        state: dict[str, Any],
+        rank_state: dict[str, Any] | None,
+    ) -> _Job:
+        pieces = [(piece, tensor) for piece, tensor in pieces if piece.numel > 0]  # a rank may own nothing of a tensor
+        for piece, tensor in pieces:
+            if tensor.numel() != piece.numel:
+                raise ValueError(
+                    f"{piece.kind} of {piece.name}: {tensor.numel()} elements for a piece of {piece.numel}"
+                )
+        head, entries = fmt.plan_file([(piece, tensor.dtype) for piece, tensor in pieces])
+        size = sum(entry.nbytes for entry in entries)
+        devices = {tensor.device for _, tensor in pieces if tensor.is_cuda}
+        arena = self._reserve(size, pinned=bool(devices))
+        for entry, (_, tensor) in zip(entries, pieces, strict=True):
+            start = entry.offset - len(head)
+            host = arena[start : start + entry.nbytes].view(entry.dtype)
+            host.copy_(tensor.detach().reshape(-1), non_blocking=tensor.is_cuda)
+        for device in devices:
+            torch.cuda.synchronize(device)
+        self._serial += 1
+        return _Job(
+            step=step,
+            serial=self._serial,
+            head=head,
+            data=arena[:size].numpy().data,
+            record=_record(entries, rank_state),
+            # Through JSON and back: the thread must not see the caller's later changes, and a value that JSON
+            # does not know is the caller's mistake now rather than the thread's later.
+            state=json.loads(json.dumps(state)),
+        )
+
+    def _reserve(self, size: int, pinned: bool) -> torch.Tensor:
+        if self._arena.numel() < size or (pinned and not self._arena.is_pinned()):
+            self._arena = torch.empty(0, dtype=torch.uint8)  # free the old one before asking for the new one
+            self._arena = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        return self._arena
+
+    # ── in the writer's thread ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _write(self, job: _Job) -> None:
+        meeting = Meeting(self.directory, self.rank, self.world_size, job.step, job.serial, self.deadline_seconds)
+        try:
+            meeting.open()
+            about = {
+                fmt.data_file(self.rank): fmt.write_hashed(
+                    meeting.partial / fmt.data_file(self.rank), job.head, job.data
+                ),
+                fmt.record_file(self.rank): fmt.write_hashed(meeting.partial / fmt.record_file(self.rank), job.record),
+            }
+            meeting.report(about)
+            if self.rank == 0:
+                self._publish(job, meeting)
+            else:
+                meeting.await_publication(job.record)
+        except OSError as error:
+            what = f"{error.strerror or error} ({error.filename or meeting.partial})"
+            meeting.give_up(what)
+            raise SaveFailed(
+                f"the checkpoint of step {job.step} was not written: {what}; {self._fallback()}"
+            ) from error
+        except SaveFailed as error:
+            meeting.give_up(str(error))
+            raise SaveFailed(
+                f"the checkpoint of step {job.step} was not written: {error}; {self._fallback()}"
+            ) from None
+        self.last_verified = job.step
+        if self.rank == 0:
+            self._retain(job.step)
+
+    def _fallback(self) -> str:
+        return "there is none before it" if self.last_verified is None else f"step {self.last_verified} is still good"
+
+    def _publish(self, job: _Job, meeting: Meeting) -> None:
+        files = meeting.await_all()
+        manifest = {
+            "format_version": fmt.FORMAT_VERSION,
+            "step": job.step,
+            "world_size": self.world_size,
+            "files": files,
+            "state": job.state,
+        }
+        raw = (json.dumps(manifest, indent=1) + "\n").encode()
+        fmt.write_hashed(meeting.partial / fmt.MANIFEST, raw)
+        fmt.write_hashed(meeting.partial / fmt.MANIFEST_DIGEST, fmt.digest_line(raw))
+        meeting.clear_notes()
+        fmt.fsync_directory(meeting.partial)
+        replaced = meeting.final.with_name(f".{meeting.final.name}{keeping.REPLACED}")
+        if meeting.final.exists():  # a run that went back reaches the same step again
+            meeting.final.rename(replaced)
+        meeting.partial.rename(meeting.final)
+        fmt.fsync_directory(self.directory)
+        if replaced.exists():
+            keeping.remove(replaced)
+
+    def _retain(self, step: int) -> None:
+        try:
+            for path in keeping.apply(self.retention, self.directory, self.directory / fmt.step_directory(step)):
+                _log.info("retention: deleted %s", path.name)
+        except OSError as error:
+            raise SaveFailed(f"step {step} is in place, but older checkpoints could not be removed: {error}") from error
+
+
+def _record(entries: list[Entry], rank_state: dict[str, Any] | None) -> bytes:
+    lines = ",\n".join(json.dumps(entry.to_json(), separators=(",", ":")) for entry in entries)
+    return f'{{"state": {json.dumps(rank_state)},\n"pieces": [\n{lines}\n]}}\n'.encode()
+
+
+def _in_thread(work: Callable[[], None], name: str) -> concurrent.futures.Future[None]:
+    """Like a pool of one, but a daemon: a rank that dies of something else must not linger for the deadline's sake."""
+    future: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - nothing is swallowed: wait() raises it in the caller's thread
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
