@@ -1,0 +1,28 @@
+"""Run a command as N ranks over these nodes, watch them, start them again. Never knows what the command computes.
+
+Start with `supervisor.run`, which the launcher calls; then, from the outside in:
+
+- `config`       what a recipe's `cluster:` section may say
+- `supervisor`   attempt after attempt, events, signals, the final `Outcome`
+- `policy`       what exit codes mean, and when to start again (pure)
+- `diagnosis`    which rank is to blame for a failure or a hang (pure)
+- `session`      a connection to Ray: private, or joined by address
+- `local`        the private Ray: loopback, token, no traces; all of Ray's internals that we touch
+- `placement`    one bundle and one agent a node, ranks in order of (node, device)
+- `attempt`      all ranks of one attempt, seen through the agents
+- `agent`        the actor on each node
+- `processes`    one node's ranks: start, heartbeats, logs, end (no Ray); `output` follows rank 0's log
+- `die_with_parent`  the small program through which every rank is started
+- `leftovers`    ends whole process trees
+- `signals`      SIGTERM and Ctrl-C as requests
+- `errors`       everything this room raises on purpose
+
+What a rank may rely on (environment, exit codes, heartbeat file) is in `supervisor.run`'s docstring.
+Ray is imported only inside functions, so that reading a recipe does not load it.
+"""
+
+from cluster.config import ClusterConfig
+from cluster.errors import ClusterError, UserError
+from cluster.supervisor import Outcome, run
+
+__all__ = ["ClusterConfig", "ClusterError", "Outcome", "UserError", "run"]

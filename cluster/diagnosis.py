@@ -1,0 +1,95 @@
+"""From the state of all ranks to one sentence that names the likely culprit. Pure."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.policy import EXIT_FINISHED, EXIT_RESUME_ME, EXIT_USER_ERROR
+
+STOPPED = ("T", "t")  # /proc/<pid>/status: stopped by a signal, or by a debugger
+
+
+@dataclass(frozen=True)
+class RankState:
+    """What an agent sees of one rank. Pickled from agent to supervisor."""
+
+    rank: int
+    node: str
+    pid: int
+    exit_code: int | None  # None: running; -9: killed by signal 9
+    exit_order: int  # how many of the agent's ranks ended before this one; meaningless while running
+    process_state: str  # letter of /proc/<pid>/status, "" once ended
+    step: int | None  # last step number in the heartbeat, None before the first
+    silent_seconds: float  # since the last heartbeat (or the start)
+    stale: bool  # silent for longer than allowed
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The event `failed`, without its time: which rank, where, and why."""
+
+    reason: str
+    node: str
+    rank: int | None = None
+    exit_code: int | None = None
+    signal: str | None = None
+    step: int | None = None
+
+
+def highest_step(states: Sequence[RankState]) -> int | None:
+    """The furthest step any rank has reported, None before the first heartbeat."""
+    return max((state.step for state in states if state.step is not None), default=None)
+
+
+def culprit_of_exit(states: Sequence[RankState]) -> Failure:
+    """Name the rank whose end explains the others': a refused input, then a signal, then an exit code, then the first.
+
+    A killed rank makes its peers' collectives fail within milliseconds, often before anyone has looked, so that the order
+    in time alone would blame a peer.
+    """
+    failed = [state for state in states if state.exit_code not in (None, EXIT_FINISHED, EXIT_RESUME_ME)]
+    first = min(failed, key=lambda s: (s.exit_code != EXIT_USER_ERROR, (s.exit_code or 0) > 0, s.exit_order, s.rank))
+    code = first.exit_code or 0
+    name = signal_name(-code) if code < 0 else None
+    if name is None:
+        reason = f"rank {first.rank} exited with code {code}"
+    else:
+        reason = f"rank {first.rank} was killed by {name}"
+        if name == "SIGKILL":
+            reason += " (the kernel does this when memory runs out)"
+    return Failure(reason, first.node, first.rank, code if code > 0 else None, name, first.step)
+
+
+def culprit_of_hang(states: Sequence[RankState]) -> Failure:
+    """Name the rank that the silent ones wait for.
+
+    When one rank hangs, all fall silent together, waiting for it in a collective. A stopped process is the cause; else the
+    one at the lowest step; else the one that fell silent first.
+    """
+    silent = [state for state in states if state.stale]
+    running = [state for state in states if state.exit_code is None]
+    stopped = [state for state in running if state.process_state in STOPPED]
+    suspects = stopped or silent
+    first = min(suspects, key=lambda s: (-1 if s.step is None else s.step, -s.silent_seconds, s.rank))
+    names = ", ".join(str(state.rank) for state in sorted(silent, key=lambda s: s.rank))
+    longest = max(state.silent_seconds for state in silent)
+    at = "before its first heartbeat" if first.step is None else f"at step {first.step}"
+    silence = f"no progress for {longest:.1f} s (rank{'s' if len(silent) > 1 else ''} {names})"
+    if stopped:
+        which = ", ".join(str(state.rank) for state in stopped)
+        reason = f"{silence}: rank {which} {'is' if len(stopped) == 1 else 'are'} stopped by a signal, {at}"
+    elif len(silent) == 1:
+        reason = f"rank {first.rank} hangs {at}: {silence}"
+    else:
+        reason = f"{silence}: rank {first.rank} is the furthest behind, {at}"
+    return Failure(reason, first.node, first.rank, step=first.step)
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL` for 9; `signal 99` for a number without a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
