@@ -1,0 +1,77 @@
+"""Reads batches ahead in a thread, so that the loop never waits for a disk."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from data_pipeline.stream import Batch, Stream, ValidationSet
+
+
+class Prefetcher:
+    """Iterates the batches of `requests`, (start, size) pairs, at most `depth` of them ahead.
+
+    An error of the reading thread is raised in the consumer, after the batches before it. What was prefetched is not
+    consumed: the position to save is the caller's count. `close` (or leaving the `with` block) stops and joins the thread.
+    """
+
+    def __init__(
+        self,
+        stream: Stream | ValidationSet,
+        requests: Iterable[tuple[int, int]],
+        index: int = 0,
+        count: int = 1,
+        depth: int = 2,
+    ) -> None:
+        self._stream, self._requests, self._index, self._count = stream, requests, index, count
+        self._ready: queue.Queue[tuple[Batch | None, BaseException | None]] = queue.Queue(maxsize=max(1, depth))
+        self._stop = threading.Event()
+        self._finished = False
+        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._finished or self._stop.is_set():
+            raise StopIteration
+        batch, error = self._ready.get()
+        if batch is not None:
+            return batch
+        self._finished = True
+        self._thread.join()
+        if error is not None:
+            raise error
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stops the thread and waits for its end; batches that were read ahead are dropped."""
+        self._stop.set()
+        while self._thread.is_alive():
+            try:
+                self._ready.get(timeout=0.01)  # makes room for a put that waits
+            except queue.Empty:
+                continue
+        self._thread.join()
+
+    def __enter__(self) -> Prefetcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _work(self) -> None:
+        last: BaseException | None = None
+        try:
+            for start, size in self._requests:
+                if self._stop.is_set():
+                    return
+                self._ready.put((self._stream.batch(start, size, self._index, self._count), None))
+        except BaseException as error:  # noqa: BLE001  (raised in the consumer)
+            last = error
+        if not self._stop.is_set():
+            self._ready.put((None, last))
