@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from modeling.errors import ModelError
-from modeling.execution import Execution
 from modeling.gpt import config as gpt_config
 from modeling.gpt import flops as gpt_flops
 from modeling.gpt import presets as gpt_presets
-from modeling.sharding import Shard
+
+if TYPE_CHECKING:  # torch takes seconds to import, and recipes are read without it
+    import torch
+
+    from modeling.execution import Execution
+    from modeling.sharding import Shard
 
 
 class Implementation(Protocol):

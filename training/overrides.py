@@ -1,0 +1,119 @@
+"""Recipe files and dotted overrides: the plain values that `sections` turns into dataclasses."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from training.errors import RecipeError
+from training.sections import Document, dataclass_in, known_keys, optional, short, unknown_key
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML's safe loader, which also refuses a key that is written twice: the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen and key_node.tag != "tag:yaml.org,2002:merge":
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key_node.value} is written twice", problem_mark=key_node.start_mark
+                )
+            seen.add(str(key_node.value))
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Document:
+    """The mapping in a YAML file (safe types only). Raises RecipeError when there is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"there is no file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"
+        ) from error
+    document = _load(text, str(path))
+    if not isinstance(document, dict):
+        raise RecipeError(f"{path} must hold sections such as `model:` and `data:`, but holds {short(document)}")
+    return document
+
+
+def _load(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise RecipeError(f"{where} is not valid YAML{place}: {reason}") from error
+
+
+def apply_overrides(document: Document, overrides: Sequence[str], sections: Mapping[str, type]) -> Document:
+    """A copy of `document` with `--section.key value` (or `--section.key=value`) set. Raises RecipeError.
+
+    Lists are indexed by number (`--data.mix.0.weight 2`); a whole section is set from a mapping or a YAML file's path.
+    """
+    result = copy.deepcopy(document)
+    known = known_keys(sections)
+    for key, text in split_overrides(overrides):
+        first, *path = key.split(".")
+        if first not in sections:
+            raise unknown_key(key, known)
+        _set(result, first, path, sections[first], key, text, known)
+    return result
+
+
+def split_overrides(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """(dotted key, text) of each override. Raises RecipeError for a word that is none, or one without its value."""
+    pairs, rest = [], list(overrides)
+    while rest:
+        word = rest.pop(0)
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not key:
+            raise RecipeError(f"{word!r} is no override; write --section.key value, such as --optimizer.lr 3e-4")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise RecipeError(f"--{key} has no value; write --{key} VALUE")
+            text = rest.pop(0)
+        pairs.append((key, text))
+    return pairs
+
+
+def _set(owner: Any, slot: Any, path: list[str], hint: Any, key: str, text: str, known: Sequence[str]) -> None:
+    """Put the value that `text` stands for at `path` below `owner[slot]`, whose type is `hint`."""
+    old = owner[slot] if isinstance(owner, list) else owner.get(slot)
+    if not path:
+        value = _read_text(text, hint, key)
+        owner[slot] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+        return
+    if isinstance(old, str) and dataclasses.is_dataclass(hint):
+        old = owner[slot] = read_yaml(Path(old))  # a section that names its file
+    if old is None:
+        old = owner[slot] = {}
+    name, *rest = path
+    inner = dataclass_in(hint)
+    if isinstance(old, list):
+        if not name.isdigit() or int(name) >= len(old):
+            raise RecipeError(f"{key}: {name} is no element of a list of {len(old)}; count from 0")
+        _set(old, int(name), rest, inner or (get_args(hint) or (str,))[0], key, text, known)
+    elif isinstance(old, dict) and inner and name in get_type_hints(inner):
+        _set(old, name, rest, get_type_hints(inner)[name], key, text, known)
+    else:
+        raise unknown_key(key, known)
+
+
+def _read_text(text: str, hint: Any, key: str) -> Any:
+    """Text stays text for plain types, which jsonargparse reads; mappings and lists are YAML, or a section's file."""
+    if text in ("null", "~") and optional(hint):
+        return None
+    if dataclasses.is_dataclass(hint) and not text.lstrip().startswith("{"):
+        return read_yaml(Path(text))
+    if dataclass_in(hint) or get_origin(hint) in (list, tuple):
+        return _load(text, f"the value of --{key}")
+    return text

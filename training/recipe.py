@@ -1,0 +1,241 @@
+"""The recipe of a run: typed sections from YAML and dotted overrides, back to YAML, and what makes one impossible.
+
+The `model:` section has the type of its family, found by `model.family` or `model.preset`; a preset's values are
+defaults beneath the keys that are written. `cluster:` and `prepare:` may stand in the same file; they belong to others
+and are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, make_dataclass, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from data_pipeline.batching import BatchConfig, BatchSchedule, Duration
+from data_pipeline.config import DataConfig
+from data_pipeline.errors import BadConfig
+from modeling.errors import ModelError
+from modeling.registry import Family, family, family_of_preset
+from training.config import CheckpointConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainingConfig
+from training.errors import RecipeError
+from training.overrides import apply_overrides, read_yaml, split_overrides
+from training.sections import Document, known_keys, parse_section, short, to_plain, unknown_key
+
+RECIPE_FILE = "recipe.yaml"
+"""Name of the resolved recipe in a run's folder."""
+
+FOREIGN_SECTIONS = ("cluster", "prepare")
+"""Sections that other rooms read."""
+
+
+@dataclass
+class Recipe:
+    """Everything that decides what a run computes."""
+
+    run: RunConfig
+    model: Any
+    """The config class of its family, such as `modeling.gpt.config.GPTConfig`."""
+    data: DataConfig
+    batch: BatchConfig
+    optimizer: OptimizerConfig
+    parallel: ParallelConfig
+    training: TrainingConfig
+    checkpoint: CheckpointConfig
+
+
+def load_recipe(source: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file or in a run's folder, with overrides such as `["--optimizer.lr", "3e-4"]`.
+
+    Raises RecipeError with the key, its value and what would fit. Whether the recipe can run is for `check` to say.
+    """
+    return parse_recipe(load_document(source, overrides))
+
+
+def load_document(source: Path, overrides: Sequence[str] = (), foreign: Mapping[str, type] | None = None) -> Document:
+    """A recipe's plain values with the overrides set; types are not looked at yet.
+
+    `foreign` gives the types of sections that are not ours; overrides of those it lacks are passed over.
+    Raises RecipeError.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / RECIPE_FILE
+        if not path.is_file():
+            raise RecipeError(f"{path.parent} is no run's folder: it has no {RECIPE_FILE}")
+    foreign = foreign or {}
+    document = _read_named_files(read_yaml(path))
+    pairs = split_overrides(overrides)
+    ours = {key: text for key, text in pairs if _section(key) in foreign or _section(key) not in FOREIGN_SECTIONS}
+    named = {key.removeprefix("model."): text for key, text in ours.items() if key in ("model.family", "model.preset")}
+    sections = _sections(_family({**_mapping(document.get("model")), **named})) | dict(foreign)
+    for name in document:
+        if name not in sections and name not in FOREIGN_SECTIONS:
+            raise unknown_key(str(name), known_keys(sections))
+    return apply_overrides(document, [f"--{key}={text}" for key, text in ours.items()], sections)
+
+
+def parse_recipe(document: Document) -> Recipe:
+    """The typed recipe of a document. Raises RecipeError."""
+    model = _mapping(document.get("model"))
+    chosen = _family(model)
+    known = known_keys(_sections(chosen))
+    written = {name: value for name, value in model.items() if name != "preset"}
+    preset = chosen.presets[model["preset"]] if model.get("preset") is not None else {}
+    values = {**document, "model": {"family": chosen.name, **preset, **written}}
+    types = get_type_hints(Recipe) | {"model": chosen.config}
+    recipe = Recipe(**{name: parse_section(cls, values.get(name), name, known) for name, cls in types.items()})
+    _read_durations(recipe)
+    return recipe
+
+
+def to_document(recipe: Recipe) -> Document:
+    """The plain values of a recipe, every default written out; `parse_recipe` is the inverse."""
+    document: Document = to_plain(recipe)
+    return document
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out; loading it gives an equal recipe."""
+    return dump_yaml(to_document(recipe))
+
+
+def dump_yaml(document: Document) -> str:
+    """A document of sections as YAML: a key a line, in order, and what is below it on that line."""
+    blocks = []
+    for name, section in document.items():
+        lines = [f"  {key}:{_flow(value)}\n" for key, value in section.items()] if isinstance(section, dict) else []
+        blocks.append(f"{name}:\n{''.join(lines)}" if lines else f"{name}:{_flow(section)}\n")
+    return "\n".join(blocks)
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, list) and any(isinstance(element, dict) for element in value):
+        return "".join(f"\n    -{_flow(element)}" for element in value)
+    # Text over several lines is quoted so that it stays on one: its indentation is not the document's.
+    style = '"' if isinstance(value, str) and not value.isprintable() else None
+    text: str = yaml.safe_dump(
+        value, sort_keys=False, allow_unicode=True, width=10**9, default_flow_style=True, default_style=style
+    )
+    return " " + text.removesuffix("...\n").strip("\n")
+
+
+def check(recipe: Recipe, world_size: int) -> None:
+    """Refuse what cannot run, or would train wrongly in silence, on `world_size` ranks: before any rank starts.
+
+    Raises RecipeError, ModelError or BadConfig with a sentence that names the keys which disagree and what would fit.
+    """
+    parallel, model = recipe.parallel, recipe.model
+    recipe.optimizer.check()
+    recipe.training.check()
+    recipe.checkpoint.check()
+    model.check()
+    parallel.check()
+    parallel.check_engine(recipe.training.precision)
+    data_parallel = parallel.data_parallel(world_size)
+    # A vocabulary that only the shards know counts as divisible until they are read and `check_layout` is asked again.
+    vocabulary = {"vocab_size": 128 * parallel.tensor} if getattr(model, "vocab_size", 0) is None else {}
+    replace(model, **vocabulary).check_layout(parallel)
+    if recipe.training.compile and recipe.training.recompute == "selective":
+        raise RecipeError(
+            "training.compile makes one graph of a layer, which training.recompute selective would cut; "
+            "use full or none with it"
+        )
+    schedule = BatchSchedule(recipe.batch, model.sequence_length)
+    for size in schedule.sizes():
+        _check_batch(recipe, size, data_parallel)
+    _check_decay(recipe, schedule)
+
+
+def _check_batch(recipe: Recipe, size: int, data_parallel: int) -> None:
+    """Every rank must get whole micro-batches, and an interleaved schedule whole rounds of them."""
+    micro, pipeline = recipe.batch.micro_batch_size, recipe.parallel.pipeline
+    key = "batch.global_batch_size" if size == recipe.batch.global_batch_size else "batch.ramp's size"
+    interleaved = recipe.parallel.virtual_pipeline > 1
+    unit = data_parallel * micro * (pipeline if interleaved else 1)
+    if size % unit == 0:
+        return
+    factors = f"{data_parallel} data-parallel ranks x batch.micro_batch_size {micro}"
+    if interleaved:
+        factors += f" x parallel.pipeline {pipeline} (whole rounds of the interleaved schedule)"
+    below, above = size // unit * unit, -(-size // unit) * unit
+    fits = f"{below} or {above}" if below else str(above)
+    raise RecipeError(f"{key} {size} is not divisible by {factors} = {unit}; {fits} would fit")
+
+
+def _check_decay(recipe: Recipe, schedule: BatchSchedule) -> None:
+    """A schedule that ends before its warm-up does has no course to follow."""
+    if recipe.optimizer.decay is None or recipe.optimizer.schedule == "constant":
+        return
+    steps = {}
+    for name in ("warmup", "decay"):
+        duration = Duration.parse(getattr(recipe.optimizer, name))
+        steps[name] = duration.steps if duration.steps is not None else schedule.step_of_tokens(duration.tokens or 0)
+    if steps["decay"] <= steps["warmup"]:
+        raise RecipeError(
+            f"optimizer.decay {recipe.optimizer.decay} ends the schedule before optimizer.warmup "
+            f"{recipe.optimizer.warmup} is over; decay counts from the start of the run, so it must be the longer one"
+        )
+
+
+def _read_durations(recipe: Recipe) -> None:
+    """Refuse what is no duration, and write each in its shortest form (`300 steps` becomes 300)."""
+    places = [
+        (recipe.training, "training", "steps"),
+        (recipe.optimizer, "optimizer", "warmup"),
+        (recipe.optimizer, "optimizer", "decay"),
+    ]
+    if recipe.batch.ramp is not None:
+        places.append((recipe.batch.ramp, "batch.ramp", "over"))
+    for owner, section, name in places:
+        value = getattr(owner, name)
+        if value is None:
+            continue
+        try:
+            duration = Duration.parse(value)
+        except BadConfig as error:
+            raise RecipeError(f"{section}.{name}: {error}") from error
+        setattr(owner, name, str(duration) if duration.steps is None or name == "over" else duration.steps)
+
+
+def _family(model: Document) -> Family:
+    """The family that a model section names, by itself or by a preset. Raises RecipeError."""
+    name, preset = model.get("family"), model.get("preset")
+    try:
+        chosen = (
+            family(str(name))
+            if preset is None and name is not None
+            else family_of_preset(str(preset))
+            if preset
+            else family("gpt")
+        )
+    except ModelError as error:
+        raise RecipeError(str(error)) from error
+    if name is not None and name != chosen.name:
+        raise RecipeError(
+            f"model.preset {preset} is of the family {chosen.name}, but model.family is {name}; leave one of them out"
+        )
+    return chosen
+
+
+def _sections(chosen: Family) -> dict[str, type]:
+    """The sections as they may be written: a model's may name a preset."""
+    written = make_dataclass("Model", [("preset", str | None, None)], bases=(chosen.config,))
+    return get_type_hints(Recipe) | {"model": written}
+
+
+def _mapping(section: object) -> Document:
+    if section is not None and not isinstance(section, dict):
+        raise RecipeError(f"model is {short(section)}; it must be a mapping, such as {{preset: gpt3-125m}}")
+    return section or {}
+
+
+def _read_named_files(document: Document) -> Document:
+    """A section may be the path of a YAML file, as in `data: shards/mix.yaml`."""
+    return {name: read_yaml(Path(value)) if isinstance(value, str) else value for name, value in document.items()}
+
+
+def _section(key: str) -> str:
+    return key.partition(".")[0]
