@@ -41,7 +41,7 @@ class TokenizerConfig:
     model: Optional[str] = None  # noqa: UP045  (jsonargparse shows this form in its help)
     """Path of an existing .model file; then nothing is trained."""
     sample_bytes: Optional[int] = None  # noqa: UP045
-    """Bytes of text to train on, drawn from the corpora by weight. Default: 1,500 for each vocabulary entry."""
+    """Bytes of text to train on, drawn from the corpora by weight. Default: 1,000 for each vocabulary entry."""
 
 
 @dataclass

@@ -16,8 +16,8 @@ def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
 class Packer:
     """Packs a corpus: each document followed by the end-of-document token, cut every `sequence_length` tokens.
 
-    Sample i holds tokens i * s ... i * s + s of the corpus: s + 1 tokens, the last of which is the first of sample i + 1,
-    so that every token but the corpus's first is predicted exactly once.
+    Sample i holds tokens i * s ... i * s + s of the corpus: s + 1 tokens, the last of which is the first of sample
+    i + 1, so that every token but the corpus's first is predicted exactly once.
     """
 
     def __init__(self, sequence_length: int, eod_id: int, dtype: DTypeLike, rows: int) -> None:

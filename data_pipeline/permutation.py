@@ -1,8 +1,8 @@
 """A keyed permutation of 0 ... n - 1 that is computed for single elements: no array, any n up to 2^62.
 
 A Feistel network on the smallest even split of the bits that n needs, with cycle walking for what falls outside
-(Black and Rogaway 2002, "Ciphers with arbitrary finite domains"): fewer than two rounds of walking on average. Its round
-function is a 64-bit finaliser (Steele et al. 2014, SplitMix): good shuffling, no cryptography.
+(Black and Rogaway 2002, "Ciphers with arbitrary finite domains"): fewer than two rounds of walking on average. Its
+round function is a 64-bit finaliser (Steele et al. 2014, SplitMix): good shuffling, no cryptography.
 """
 
 from __future__ import annotations

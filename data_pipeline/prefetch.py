@@ -15,7 +15,8 @@ class Prefetcher:
     """Iterates the batches of `requests`, (start, size) pairs, at most `depth` of them ahead.
 
     An error of the reading thread is raised in the consumer, after the batches before it. What was prefetched is not
-    consumed: the position to save is the caller's count. `close` (or leaving the `with` block) stops and joins the thread.
+    consumed: the position to save is the caller's count. `close` (or leaving the `with` block) stops and joins the
+    thread.
     """
 
     def __init__(

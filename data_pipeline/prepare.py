@@ -6,8 +6,6 @@ mix.yaml last. Equal input gives equal bytes, for any number of threads.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import re
 import shutil
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.cleaning import Deduplicator, StageFunction, clean, is_held_out
 from data_pipeline.config import CorpusConfig, PrepareConfig
-from data_pipeline.errors import BadConfig, BadCorpus, EnvironmentFailure
+from data_pipeline.errors import BadConfig, BadCorpus
 from data_pipeline.heldout import overlaps
 from data_pipeline.packing import Packer, token_dtype
 from data_pipeline.readers import Document, Funnel, read_documents
@@ -31,12 +29,12 @@ from data_pipeline.shards import ShardWriter, build_shards, publish, rows_per_me
 from data_pipeline.spool import Spool
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer_training import train
+from data_pipeline.workspace import check_output, disk_errors, work_folder
 
 Progress = Callable[[str], None]
-_WORK = ".prepare"
 _ENCODE_CHARACTERS = 1 << 22
 _SAMPLE_CHARACTERS = 1 << 12
-_SAMPLE_BYTES_PER_TOKEN = 1500
+_SAMPLE_BYTES_PER_TOKEN = 1000
 
 
 @dataclass
@@ -93,7 +91,7 @@ def prepare(config: PrepareConfig, progress: Callable[[str], None]) -> PrepareRe
     """
     _check(config)
     output = Path(config.output)
-    with _disk_errors(output), _work_folder(output) as work:
+    with disk_errors(output), work_folder(output) as work:
         return _Preparation(config, output, work, progress).run()
 
 
@@ -104,7 +102,7 @@ class _Preparation:
         self.seconds: dict[str, float] = {}
 
     def run(self) -> PrepareResult:
-        _check_output(self.config, self.output)
+        check_output(self.config, self.output)
         with self._phase("read"):
             corpora = self._read()
         with self._phase("held_out"):
@@ -161,11 +159,17 @@ class _Preparation:
                 for text, keep in zip(of_corpus, kept, strict=True):
                     if keep:
                         spool.append(text)
-            if _fraction(self.config, corpus.config) > 0:
-                self.progress(
-                    f"{corpus.config.name}: {corpus.held_out.documents} documents held out, "
-                    f"{corpus.result.held_out_dropped} more dropped for overlap with the training text"
+            if _fraction(self.config, corpus.config) == 0:
+                continue
+            if not corpus.held_out.documents:
+                raise BadCorpus(
+                    f"corpus {corpus.config.name}: none of its {len(of_corpus)} held-out documents is left after "
+                    "comparing them with the training text: give it a larger validation_fraction, or 0 to hold nothing out"
                 )
+            self.progress(
+                f"{corpus.config.name}: {corpus.held_out.documents} documents held out, "
+                f"{corpus.result.held_out_dropped} more dropped for overlap with the training text"
+            )
 
     def _tokenizer(self, corpora: list[_Corpus]) -> Tokenizer:
         path = self.work / "tokenizer.model"
@@ -223,9 +227,8 @@ class _Preparation:
                 f"{name} has {packer.tokens} tokens, too few for one sample of {sequence_length + 1}: give it more text"
                 + (", or a larger validation_fraction" if name.endswith("-validation") else "")
             )
-        self.progress(
-            f"{name}: {packer.tokens} tokens, {spool.bytes / packer.tokens:.2f} bytes a token, {manifest['samples']} samples"
-        )
+        rate = spool.bytes / packer.tokens
+        self.progress(f"{name}: {packer.tokens} tokens, {rate:.2f} bytes a token, {manifest['samples']} samples")
         path = str(self.output / name)
         return ShardSetResult(
             name, path, spool.documents, spool.bytes, packer.tokens, manifest["samples"], packer.dropped
@@ -281,7 +284,8 @@ def _check(config: PrepareConfig) -> None:
     names = [corpus.name for corpus in config.corpora]
     for corpus in config.corpora:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", corpus.name) or corpus.name.endswith("-validation"):
-            raise BadConfig(f'corpus name "{corpus.name}": use letters, digits, dots, - and _, and no ending -validation')
+            allowed = "use letters, digits, dots, - and _, and no ending -validation"
+            raise BadConfig(f'corpus name "{corpus.name}": {allowed}')
         if names.count(corpus.name) > 1:
             raise BadConfig(f"two corpora are named {corpus.name}")
         if not corpus.weight > 0:
@@ -290,41 +294,3 @@ def _check(config: PrepareConfig) -> None:
             raise BadConfig(f"corpus {corpus.name}: validation_fraction must be at least 0 and less than 1")
     if config.sequence_length < 1:
         raise BadConfig(f"sequence_length is {config.sequence_length}, it must be at least 1")
-
-
-def _check_output(config: PrepareConfig, output: Path) -> None:
-    """Refuses to replace a finished output unasked, and ever to replace what is no shard set."""
-    if (output / "mix.yaml").exists() and not config.overwrite:
-        raise BadConfig(f"{output} holds a prepared mix already: use it, choose another output, or set overwrite: true")
-    for corpus in config.corpora:
-        for folder in (output / corpus.name, output / f"{corpus.name}-validation"):
-            if folder.exists() and not (folder / "manifest.json").exists():
-                raise BadConfig(f"{folder} exists and is no shard set: choose another output")
-
-
-@contextmanager
-def _work_folder(output: Path) -> Iterator[Path]:
-    """A folder inside the output, on its file system, for one run at a time; leftovers of a killed run are removed."""
-    output.mkdir(parents=True, exist_ok=True)
-    with open(output / ".prepare.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BadConfig(f"another prepare is writing to {output}") from error
-        work = output / _WORK
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        try:
-            yield work
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-
-
-@contextmanager
-def _disk_errors(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise EnvironmentFailure(f"no space left for {output}: nothing of this run was kept ({error.strerror})") from error
-        raise EnvironmentFailure(f"{output} cannot be prepared: {error}") from error

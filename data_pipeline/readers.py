@@ -56,7 +56,8 @@ class Funnel:
             f"{count} {reason} ({', '.join(self.examples[reason][:2])}{', ...' if count > 2 else ''})"
             for reason, count in self.dropped.items()
         )
-        return f"{self.files} files, {self.read} documents read, {self.kept} kept" + (f"; dropped: {reasons}" if reasons else "")
+        counts = f"{self.files} files, {self.read} documents read, {self.kept} kept"
+        return f"{counts}; dropped: {reasons}" if reasons else counts
 
 
 def find_files(corpus: CorpusConfig) -> list[str]:
@@ -66,7 +67,9 @@ def find_files(corpus: CorpusConfig) -> list[str]:
         try:
             pattern = source.format(stdlib=sysconfig.get_path("stdlib"), site_packages=sysconfig.get_path("purelib"))
         except (KeyError, IndexError, ValueError) as error:
-            raise BadConfig(f'corpus {corpus.name}: source "{source}": only {{stdlib}} and {{site_packages}} may stand in braces') from error
+            raise BadConfig(
+                f'corpus {corpus.name}: source "{source}": only {{stdlib}} and {{site_packages}} may stand in braces'
+            ) from error
         if os.path.isdir(pattern):
             pattern = os.path.join(glob.escape(pattern), "**", "*")
         found.update(glob.glob(pattern, recursive=True))
@@ -131,7 +134,8 @@ def _parquet(path: str, text_field: str) -> Iterator[Document]:
     try:
         file = pyarrow.parquet.ParquetFile(path)
         if text_field not in file.schema_arrow.names:
-            raise BadCorpus(f'{path} has no column "{text_field}" but {", ".join(file.schema_arrow.names)}: set text_field')
+            columns = ", ".join(file.schema_arrow.names)
+            raise BadCorpus(f'{path} has no column "{text_field}" but {columns}: set text_field')
         row = 0
         for batch in file.iter_batches(columns=[text_field], batch_size=1024):
             for value in batch.column(0).to_pylist():

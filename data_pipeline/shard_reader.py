@@ -136,14 +136,15 @@ def _read_manifest(directory: Path) -> tuple[dict[str, Any], str]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise BadShards(f"{directory} is no shard set ({path.name}: {error.strerror}): run `trestle prepare`") from error
+        message = f"{directory} is no shard set ({path.name}: {error.strerror}): run `trestle prepare`"
+        raise BadShards(message) from error
     try:
         manifest = json.loads(content)
         version = manifest["format_version"]
     except (ValueError, TypeError, KeyError) as error:
         raise BadShards(f"{path} is no shard manifest: run `trestle prepare` again") from error
     if version != FORMAT_VERSION:
-        raise BadShards(f"{directory} has shard format {version}, this version reads {FORMAT_VERSION}: prepare it again")
+        raise BadShards(f"{directory} has shard format {version}, this version reads {FORMAT_VERSION}: prepare again")
     names = [tar["file"] for tar in manifest["tars"]]
     if any(Path(name).name != name for name in names):
         raise BadShards(f"{path} names a file outside its folder")

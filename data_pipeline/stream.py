@@ -1,6 +1,6 @@
 """The stream: batch b is a pure function of (data, seed, mix, b), for any number of ranks, workers and restarts.
 
-consumed sample number --exceptions--> sample g --mix--> corpus, number in it --epoch, permutation--> position --> tokens
+consumed number --exceptions--> sample g --mix--> corpus, number in it --epoch, permutation--> position --> tokens
 
 Each step is closed form, so that a resume is one integer and a rank reads only its slice.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.config import DataConfig, ShardSource
-from data_pipeline.errors import BadConfig, BadShards, DataMismatch
+from data_pipeline.errors import BadConfig, BadShards, BadTokenizer, DataMismatch
 from data_pipeline.mixing import Mix
 from data_pipeline.permutation import derive_key, permute
 from data_pipeline.prefetch import Prefetcher
 from data_pipeline.shard_reader import ShardSet
+from data_pipeline.tokenizer import Tokenizer
 
 __all__ = ["Batch", "Prefetcher", "Stream", "ValidationSet", "open_sets"]
 
@@ -50,6 +52,8 @@ class Stream:
         if not config.mix:
             raise BadConfig("data.mix is empty: name at least one shard set")
         self._sets = open_sets(config.mix, "data.mix")
+        for source in config.validation:
+            _check_fit(self._sets[0], ShardSet(source.shards), "data.validation")
         self._mix = Mix([source.weight for source in config.mix], seed)
         self._keys = [derive_key(seed, "corpus", shard_set.name) for shard_set in self._sets]
         self._seed = seed
@@ -89,10 +93,17 @@ class Stream:
         """Passes over each corpus after `samples` consumed samples; what was skipped does not count."""
         drawn = np.zeros(len(self._sets), dtype=np.int64)
         bounds = sorted({0, samples, *(e["at"] for e in self._exceptions if e["at"] < samples)})
-        for first, end in zip(bounds, bounds[1:], strict=False):
+        for first, end in pairwise(bounds):
             shift = self._shift_at(first)
             drawn += np.array(self._mix.counts(end + shift)) - np.array(self._mix.counts(first + shift))
         return {s.name: int(n) / s.samples for s, n in zip(self._sets, drawn, strict=True)}
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer beside the shard sets. Raises BadTokenizer if it is not the shards' own."""
+        tokenizer = Tokenizer(self.tokenizer_path)
+        if tokenizer.sha256 != self.tokenizer_sha256:
+            raise BadTokenizer(f"{self.tokenizer_path} is not the tokenizer that {self.corpora[0]} was made with")
+        return tokenizer
 
     def fingerprint(self) -> dict[str, Any]:
         """What the stream is a function of: data (hashes of the manifests), seed and mix. JSON-able."""
@@ -118,7 +129,8 @@ class Stream:
     def check_state(self, state: dict[str, Any]) -> None:
         """Raises DataMismatch, naming the difference, unless this stream continues the one that gave `state`."""
         if state.get("format_version") != STATE_VERSION:
-            raise DataMismatch(f"the data state has format {state.get('format_version')}, this version reads {STATE_VERSION}")
+            version = state.get("format_version")
+            raise DataMismatch(f"the data state has format {version}, this version reads {STATE_VERSION}")
         difference = _difference(state["fingerprint"], self.fingerprint())
         if difference:
             raise DataMismatch(f"the data are not those of the checkpoint: {difference}")
@@ -177,21 +189,25 @@ def open_sets(sources: Sequence[ShardSource], key: str) -> list[ShardSet]:
     for shard_set in sets:
         if not len(shard_set):
             raise BadShards(f"{key}: {shard_set.directory} has no samples")
-        if shard_set.sequence_length != first.sequence_length:
-            raise BadShards(
-                f"{key}: {first.directory} has sequence_length {first.sequence_length}, {shard_set.directory} has "
-                f"{shard_set.sequence_length}: prepare them with the same one"
-            )
-        if shard_set.tokenizer_sha256 != first.tokenizer_sha256:
-            raise BadShards(
-                f"{key}: {first.directory} and {shard_set.directory} were made with different tokenizers: "
-                "prepare them with the same tokenizer.model"
-            )
+        _check_fit(first, shard_set, key)
     names = [shard_set.name for shard_set in sets]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise BadShards(f'{key}: two shard sets are named "{twice}": name each once, with the sum of the weights')
     return sets
+
+
+def _check_fit(first: ShardSet, other: ShardSet, key: str) -> None:
+    if other.sequence_length != first.sequence_length:
+        raise BadShards(
+            f"{key}: {first.directory} has sequence_length {first.sequence_length}, {other.directory} has "
+            f"{other.sequence_length}: prepare them with the same one"
+        )
+    if other.tokenizer_sha256 != first.tokenizer_sha256:
+        raise BadShards(
+            f"{key}: {first.directory} and {other.directory} were made with different tokenizers: "
+            "prepare them with the same tokenizer.model"
+        )
 
 
 def _slice(start: int, size: int, index: int, count: int) -> NDArray[np.int64]:

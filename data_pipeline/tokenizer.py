@@ -45,7 +45,7 @@ class Tokenizer:
         self.vocab_size: int = self._processor.get_piece_size()
         self.eod_id: int = self._processor.eos_id()
         self._bytes_of = [self._bytes(i) for i in range(self.vocab_size)]
-        #: UTF-8 bytes that each token stands for, int64 [vocab_size]; 0 for the end-of-document and other control tokens
+        #: UTF-8 bytes that each token stands for, int64 [vocab_size]; 0 for the end of a document and other controls
         self.token_bytes: NDArray[np.int64] = np.array([len(b) for b in self._bytes_of], dtype=np.int64)
         self._space_mark_ids = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in SPACE_MARK.encode()]
         self._check()

@@ -2,8 +2,8 @@
 
 SentencePiece treats a tab as its own boundary mark, a space as the only word boundary, and drops pieces of several
 spaces. Source code needs tokens such as "newline and eleven spaces". So the text is disguised for the training alone: a
-space before another space, a newline and a tab become private characters, a sentence is a line with the line ends before
-it, and the trained pieces are written back in clear. Measured on held-out Python at 4,096 tokens: 3.54 bytes a token,
+space before another space, a newline and a tab become private characters, a sentence is a line with the line ends
+before it, and the trained pieces are written back in clear. Measured on held-out Python at 4,096 tokens: 3.61 bytes a token,
 against 3.06 with SentencePiece's own options (allow_whitespace_only_pieces).
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
@@ -28,6 +29,8 @@ _SENTENCE = re.compile(rf"\n{{1,8}}[^\n]{{0,{_SENTENCE_CHARACTERS}}}|[^\n]{{1,{_
 _LEFT_OUT = re.compile("[\0\u2581\u2585\ue000-\ue002]")
 #: A constant: the trainer's sums depend on it in the last bits, and the model must not depend on the machine.
 _THREADS = 4
+_SEEDS_PER_TOKEN = 10
+_UNUSED = 5  # ModelProto.SentencePiece.Type
 
 
 def train(texts: Iterable[str], config: TokenizerConfig) -> bytes:
@@ -48,6 +51,9 @@ def train(texts: Iterable[str], config: TokenizerConfig) -> bytes:
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             split_by_unicode_script=False,  # "self." and "\n#" as one token: 3.54 bytes a token instead of 3.30
+            # Far fewer seeds than the default million: half the time or less, and 3.61 bytes a token instead of 3.54.
+            seed_sentencepiece_size=_SEEDS_PER_TOKEN * config.vocab_size,
+            shrinking_factor=0.6,
             character_coverage=0.9995,
             max_sentence_length=8 * _SENTENCE_CHARACTERS,
             unk_id=0,
@@ -72,17 +78,18 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 def _in_clear(serialized: bytes) -> bytes:
     """Writes the disguised characters of the pieces back. Two pieces that become equal: the second is retired."""
-    model = sentencepiece_model_pb2.ModelProto()
+    model: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     model.ParseFromString(serialized)
     seen: set[str] = set()
     for number, piece in enumerate(model.pieces):
         clear = piece.piece.replace(_SPACE, SPACE_MARK).replace(_NEWLINE, "\n").replace(_TAB, "\t")
         if clear in seen:
-            piece.piece, piece.type = f"<|unused{number}|>", sentencepiece_model_pb2.ModelProto.SentencePiece.UNUSED
+            piece.piece, piece.type = f"<|unused{number}|>", _UNUSED
         else:
             piece.piece = clear
         seen.add(clear)
-    return model.SerializeToString(deterministic=True)
+    serialized_in_clear: bytes = model.SerializeToString(deterministic=True)
+    return serialized_in_clear
 
 
 def _reason(message: str, config: TokenizerConfig) -> str:

@@ -1,0 +1,55 @@
+"""The output folder while prepare works in it: one run at a time, nothing half-written left behind."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_pipeline.config import PrepareConfig
+from data_pipeline.errors import BadConfig, EnvironmentFailure
+
+_WORK = ".prepare"
+
+
+def check_output(config: PrepareConfig, output: Path) -> None:
+    """Refuses to replace a finished output unasked, and ever to replace what is no shard set."""
+    if (output / "mix.yaml").exists() and not config.overwrite:
+        raise BadConfig(f"{output} holds a prepared mix already: use it, choose another output, or set overwrite: true")
+    for corpus in config.corpora:
+        for folder in (output / corpus.name, output / f"{corpus.name}-validation"):
+            if folder.exists() and not (folder / "manifest.json").exists():
+                raise BadConfig(f"{folder} exists and is no shard set: choose another output")
+
+
+@contextmanager
+def work_folder(output: Path) -> Iterator[Path]:
+    """A folder inside the output, on its file system, for one run at a time; leftovers of a killed run are removed."""
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / ".prepare.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadConfig(f"another prepare is writing to {output}") from error
+        work = output / _WORK
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors(output: Path) -> Iterator[None]:
+    """Turns errors of the file system into an EnvironmentFailure of one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            message = f"no space left for {output}: nothing of this run was kept ({error.strerror})"
+            raise EnvironmentFailure(message) from error
+        raise EnvironmentFailure(f"{output} cannot be prepared: {error}") from error
