@@ -33,6 +33,12 @@ class RowParallelLinear(tensor_parallel.RowParallelLinear):
 
     def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, Any]:
         if self.sequence_parallel or not self.input_is_parallel or not self.skip_bias_add:
-            return super().forward(input_)
-        y = tensor_parallel.reduce_from_tensor_model_parallel_region(F.linear(input_, self.weight), group=self.tp_group)
-        return y, self.bias
+            y, bias = super().forward(input_)
+        else:
+            y = F.linear(input_, self.weight)
+            y, bias = tensor_parallel.reduce_from_tensor_model_parallel_region(y, group=self.tp_group), self.bias
+        if bias is not None and self.config.recompute_granularity == "selective":
+            # The bias leaves a recomputed region here. An autograd function that returns a parameter itself makes itself that
+            # parameter's history: backward would recompute without end.
+            bias = bias.view_as(bias)
+        return y, bias

@@ -44,6 +44,9 @@ class GPT(GPTModel):
         config = transformer_config(gpt, execution)
         layers = gpt.num_layers // (execution.layout.pipeline * execution.layout.virtual_pipeline)
         norm = NORMS[gpt.normalization]
+        # Attributes that setup_embeddings_and_output_layer, called by the constructor, needs; Module allows plain ones early.
+        object.__setattr__(self, "gpt", gpt)
+        object.__setattr__(self, "execution", execution)
         super().__init__(
             config,
             TransformerBlockSubmodules(layer_specs=[layer_spec(gpt)] * layers, layer_norm=norm),
@@ -56,8 +59,14 @@ class GPT(GPTModel):
             rotary_base=gpt.rotary_base,
             vp_stage=chunk,
         )
-        self.gpt = gpt
-        self.execution = execution
+
+    def setup_embeddings_and_output_layer(self) -> None:
+        """Mark what is shared. Megatron Core also makes tied copies equal by an all-reduce; initial weights by name are equal."""
+        tied_over_stages = self.gpt.tie_embeddings and self.config.pipeline_model_parallel_size > 1
+        if self.pre_process:
+            self.embedding.word_embeddings.weight.shared_embedding = tied_over_stages
+        elif self.post_process and tied_over_stages:
+            self.output_layer.weight.shared_embedding = True
 
     def _postprocess(
         self,

@@ -1,0 +1,142 @@
+"""Everything that reaches into DeepSpeed, in one place. Written against deepspeed 0.19.8.
+
+`tests/training/test_deepspeed_bridge.py` fails loudly when an upgrade moves one of the names used here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed tries devices one after the other, with warnings
+
+# DeepSpeed calls two collectives by names that torch has renamed, and torch says so at every call.
+warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+
+import deepspeed
+import deepspeed.comm.torch as deepspeed_torch_backend
+from deepspeed.runtime import bf16_optimizer
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+from training.config import OptimizerConfig, ParallelConfig
+
+# On a CPU DeepSpeed would compile a shared-memory collective at the first start, for inference that never happens here.
+deepspeed_torch_backend.build_shm_op = lambda: None
+
+# Where a flat run of a parameter lives: (parameter, first element, the group's flat fp32 tensor, offset in it, length).
+Run = tuple[torch.nn.Parameter, int, torch.Tensor, int, int]
+
+
+class ModelParallelUnit:
+    """What DeepSpeed asks an `mpu`, answered by Megatron Core; two of the names have been dropped there."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(parallel_state, name)
+
+    def get_model_parallel_rank(self) -> int:
+        return torch.distributed.get_rank(parallel_state.get_model_parallel_group())
+
+    def get_model_parallel_world_size(self) -> int:
+        return torch.distributed.get_world_size(parallel_state.get_model_parallel_group())
+
+
+def config(optimizer: OptimizerConfig, parallel: ParallelConfig, micro_batch_size: int, precision: str) -> dict[str, Any]:
+    """DeepSpeed's configuration; the reasons stand beside the keys that are silent traps."""
+    zero: dict[str, Any] = {"stage": parallel.zero_stage, "overlap_comm": False}
+    if parallel.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        # The schedule owns accumulation and divides the loss by the number of micro-batches itself; any other number here
+        # divides gradients a second time, which Adam and clipping hide.
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": optimizer.clip_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,  # torch's AdamW is one of the untested
+        "zero_force_ds_cpu_optimizer": False,  # offloaded, too, torch's own is used: nothing to compile
+        "steps_per_print": 10**9,
+    }
+    if precision == "bf16":
+        # bf16 alone accumulates gradients in bf16. These keys together give fp32 accumulation and fp32 reduction;
+        # without `immediate_grad_update` pipelines crash, without `communication_data_type` gradients are 2e-3 off.
+        settings["bf16"] = {"enabled": True, "immediate_grad_update": True}
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        settings["communication_data_type"] = "fp32"
+    return settings
+
+
+def initialize(module: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> Any:
+    """DeepSpeed's engine around `module`, quietly, with its overflow check on in fp32 as well."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # BF16_Optimizer reports memory with a garbage collection each time, whatever the log level: 1.2 s of the start.
+    bf16_optimizer.see_memory_usage = lambda *_, **__: None
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(backend, verbose=False)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, mpu=ModelParallelUnit(), config=settings)
+    if isinstance(engine.optimizer, DeepSpeedZeroOptimizer):
+        # In fp32 nothing would stop a step with a norm that is not finite. The norm itself is checked when the flag is on; the
+        # element-wise pass that the flag also starts would only find the same thing again.
+        engine.optimizer.check_grad_overflow = True
+        engine.optimizer.check_overflow = lambda *_, **__: None
+    return engine
+
+
+def base_optimizer(engine: Any) -> torch.optim.AdamW:
+    """The AdamW beneath DeepSpeed's wrapper, whose state is keyed by flat fp32 tensors."""
+    return engine.optimizer.optimizer
+
+
+def high_precision_gradient(engine: Any, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+    """Where a parameter's gradient accumulates until the step, stages 1 (bf16 and fp32)."""
+    if isinstance(engine.optimizer, BF16_Optimizer):
+        gradient = getattr(parameter, "_hp_grad", None)
+        return None if gradient is None else gradient.view(parameter.shape)
+    return parameter.grad
+
+
+def runs(engine: Any, parameters: list[torch.nn.Parameter]) -> Iterator[Run]:
+    """This rank's partition of the optimizer's state, as runs of local parameters."""
+    optimizer = engine.optimizer
+    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        for parameter in parameters:
+            group, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
+            start = optimizer._get_param_partition_rank(parameter) * length
+            # The last partitions of a small parameter are padding, or nothing but padding.
+            valid = max(0, min(length, parameter.ds_numel - start))
+            if valid:
+                yield parameter, start, optimizer.fp32_partitioned_groups_flat[group], offset, valid
+        return
+    flats = (
+        optimizer.fp32_groups_flat_partition
+        if isinstance(optimizer, BF16_Optimizer)
+        else optimizer.single_partition_of_fp32_groups
+    )
+    for parameter in parameters:
+        mapping = parameter._hp_mapping
+        if mapping is not None:
+            here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+            yield parameter, here.start, flats[mapping.param_group_index], there.start, here.numel
+
+
+def publish(engine: Any) -> None:
+    """Write the fp32 masters back into the weights that forward uses, on every rank."""
+    optimizer = engine.optimizer
+    if not isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        optimizer._lazy_init_hp_params_optimizer_state()
+        optimizer.update_lp_params()
+        return
+    optimizer._partition_all_parameters()
+    for group in range(len(optimizer.fp16_groups)):
+        optimizer._reassign_or_swap_out_partitioned_parameters(group)
+    if optimizer.persistent_parameters:
+        optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
