@@ -15,8 +15,8 @@ from cluster.errors import CommandNotFound, LaunchError
 from cluster.processes import Launch, RankGroup, Report
 
 PORTS = range(20000, 30000)
-"""Where to look for a free port: above Ray's worker ports, below what Linux hands to outgoing connections (32768 up), so
-that nothing takes it between the choice and rank 0's bind."""
+"""Where to look for a free port: above Ray's worker ports, below what Linux hands to outgoing connections (32768 up),
+so that nothing takes it between the choice and rank 0's bind."""
 
 
 class Agent:
@@ -26,7 +26,7 @@ class Agent:
 
     def __init__(self, scratch: str | None) -> None:
         """`scratch`: where heartbeat files live, already private to the run; None: make and remove a place here."""
-        self._scratch = Path(scratch) if scratch is not None else Path(tempfile.mkdtemp(prefix="trestle-", dir=_memory_or_temporary()))
+        self._scratch = Path(scratch or tempfile.mkdtemp(prefix="trestle-", dir=_memory_or_temporary()))
         self._owns_scratch = scratch is None
         self._group: RankGroup | None = None
         self._lock = threading.Lock()

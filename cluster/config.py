@@ -12,7 +12,7 @@ class ClusterConfig:
     """Which nodes run the ranks, and when a run counts as failed. All times in seconds."""
 
     address: str | None = None
-    """`host:port` of a running Ray head to join (this machine must be one of its nodes); null starts a private one here."""
+    """`host:port` of a Ray head to join (this machine must be one of its nodes); null starts a private Ray here."""
     node_address: str | None = None
     """This machine's own address in the joined cluster, where it has several; null lets Ray find it."""
     nodes: int = 1
@@ -24,7 +24,7 @@ class ClusterConfig:
     max_restarts: int = 3
     """How often a failed run is started again without its step having grown in between."""
     heartbeat_seconds: float = 120.0
-    """A rank that makes no progress for this long counts as hung. Longer than the slowest step, validation batch or save."""
+    """A rank without progress for this long counts as hung. Longer than the slowest step, validation batch or save."""
     start_seconds: float = 600.0
     """The same limit before a rank's first sign of life (imports, compilation)."""
     grace_seconds: float = 60.0
@@ -55,15 +55,16 @@ class ClusterConfig:
                 raise UserError(f"cluster.{name} is {getattr(self, name)}; it must be 0 or more")
         if self.address is None and self.nodes > 1:
             raise UserError(
-                f"cluster.nodes is {self.nodes}, but a private Ray has one node: set cluster.address to a running cluster's head"
+                f"cluster.nodes is {self.nodes}, but a private Ray has one node: set cluster.address to the head "
+                "of a running cluster"
             )
         if self.address is not None and not _is_host_and_port(self.address):
             raise UserError(f"cluster.address is {self.address!r}; it must look like host:6379, or be null")
         if self.ranks_per_node % tensor_parallel:
             fits = -(-self.ranks_per_node // tensor_parallel) * tensor_parallel
             raise UserError(
-                f"cluster.ranks_per_node {self.ranks_per_node} is no multiple of the tensor-parallel size {tensor_parallel}, "
-                f"so a tensor-parallel group would cross nodes: use {fits} ranks per node"
+                f"cluster.ranks_per_node {self.ranks_per_node} is no multiple of the tensor-parallel size "
+                f"{tensor_parallel}, so a tensor-parallel group would cross nodes: use {fits} ranks per node"
             )
 
 

@@ -46,8 +46,8 @@ def highest_step(states: Sequence[RankState]) -> int | None:
 def culprit_of_exit(states: Sequence[RankState]) -> Failure:
     """Name the rank whose end explains the others': a refused input, then a signal, then an exit code, then the first.
 
-    A killed rank makes its peers' collectives fail within milliseconds, often before anyone has looked, so that the order
-    in time alone would blame a peer.
+    A killed rank makes its peers' collectives fail within milliseconds, often before anyone has looked, so that the
+    order in time alone would blame a peer.
     """
     failed = [state for state in states if state.exit_code not in (None, EXIT_FINISHED, EXIT_RESUME_ME)]
     first = min(failed, key=lambda s: (s.exit_code != EXIT_USER_ERROR, (s.exit_code or 0) > 0, s.exit_order, s.rank))
@@ -65,8 +65,8 @@ def culprit_of_exit(states: Sequence[RankState]) -> Failure:
 def culprit_of_hang(states: Sequence[RankState]) -> Failure:
     """Name the rank that the silent ones wait for.
 
-    When one rank hangs, all fall silent together, waiting for it in a collective. A stopped process is the cause; else the
-    one at the lowest step; else the one that fell silent first.
+    When one rank hangs, all fall silent together, waiting for it in a collective. A stopped process is the cause; else
+    the one at the lowest step; else the one that fell silent first.
     """
     silent = [state for state in states if state.stale]
     running = [state for state in states if state.exit_code is None]

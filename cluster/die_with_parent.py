@@ -19,4 +19,4 @@ if __name__ == "__main__":
     for inherited in (signal.SIGINT, signal.SIGPIPE):
         signal.signal(inherited, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606
+    os.execvp(sys.argv[2], sys.argv[2:])

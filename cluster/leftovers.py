@@ -49,7 +49,7 @@ def alive(process: Process) -> bool:
 def end_all(processes: Iterable[Process], patience_until: float) -> None:
     """Wait until `patience_until` (monotonic) for the processes to end by themselves, then kill them.
 
-    Returns when all are gone; a process that the kernel holds in an uninterruptible state is left after 10 more seconds.
+    Returns when all are gone; a process that the kernel holds uninterruptibly is left after 10 more seconds.
     """
     left = {process for process in processes if alive(process)}
     while left and time.monotonic() < patience_until + 10.0:

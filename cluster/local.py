@@ -52,6 +52,7 @@ class LocalRay:
             **quiet_environment(),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token_file),
+            "RAY_prestart_worker_first_driver": "0",  # or a big node starts one idle worker for each of its cores
             "RAY_memory_monitor_refresh_ms": "0",  # under memory pressure it would kill the agent, not a rank
         }
 
@@ -88,10 +89,16 @@ class LocalRay:
             dashboard_agent_listen_port=0,
         )
         logging.getLogger("ray").setLevel(logging.ERROR)
-        try:
-            self._node = Head(parameters, head=True, shutdown_at_exit=False, spawn_reaper=True)
-        except Exception as error:  # Ray raises plain Exception when a part does not come up
-            raise RayStartError(f"the embedded Ray did not start: {_one_line(error)}{self._last_words()}") from error
+        for last_try in (False, True):
+            try:
+                self._node = Head(parameters, head=True, shutdown_at_exit=False, spawn_reaper=True)
+                return
+            except Exception as error:  # Ray raises plain Exception when a part does not come up
+                words = f"the embedded Ray did not start: {_one_line(error)}{self._last_words()}"
+                end_all(tree_of(str(self.root)), time.monotonic())
+                # Ray waits 30 s for its parts, which a busy machine may well exceed once.
+                if last_try or "timed out" not in str(error):
+                    raise RayStartError(words) from error
 
     def stop(self, disconnect: Callable[[], None]) -> None:
         """Call `disconnect`, end every process of this Ray and all their children, and remove its directory."""
@@ -122,7 +129,7 @@ def forget_cached_settings() -> None:
 
 
 def use_loopback(on: bool) -> bool:
-    """Let Ray take 127.0.0.1 for what it is, as it does on a Mac, instead of resolving it; returns the former setting."""
+    """Let Ray take 127.0.0.1 for what it is, as it does on a Mac, instead of resolving it; returns what was set."""
     from ray._private import ray_constants
 
     before = not ray_constants.ENABLE_RAY_CLUSTER

@@ -24,7 +24,7 @@ class LineTail:
         self._partial = b""
 
     def read(self, *, final: bool) -> list[str]:
-        """New complete lines, without their ends; with `final`, once nothing more comes, the unfinished last one too."""
+        """New complete lines, without their ends; with `final`, at the file's end, the unfinished last one too."""
         skipped = self._skip()
         chunk = self._file.read(self.CHUNK)
         *lines, self._partial = (skipped + self._partial + chunk).split(b"\n")

@@ -81,9 +81,9 @@ def fit(offers: Sequence[Offer], config: ClusterConfig) -> Bundle:
     usable = [offer for offer in offers if offer.cpus >= 1]
     able = [offer for offer in usable if offer.gpus >= gpus_per_rank * ranks]
     if len(able) < config.nodes:
-        wanted = f"{config.nodes} node{'s' if config.nodes > 1 else ''} with at least 1 CPU"
+        wanted = f"{_count(config.nodes, 'node')} with at least 1 CPU"
         if gpus_per_rank:
-            wanted += f" and {gpus_per_rank * ranks} GPUs ({ranks} ranks of {gpus_per_rank})"
+            wanted += f" and {_count(gpus_per_rank * ranks, 'GPU')} ({gpus_per_rank} per rank)"
         mend = "ask for fewer cluster.nodes or add some"
         if len(usable) >= config.nodes:
             mend = "ask for fewer cluster.ranks_per_node, or set cluster.gpus_per_rank to 0 to train on CPUs"
@@ -98,10 +98,14 @@ def describe(offers: Sequence[Offer]) -> str:
     if not offers:
         return "no living node"
     each = "; ".join(
-        f"{o.address}: {o.cpus:g} CPU{'s' if o.cpus != 1 else ''}" + (f", {o.gpus:g} GPU{'s' if o.gpus != 1 else ''}" if o.gpus else "")
-        for o in offers
+        f"{offer.address}: {_count(offer.cpus, 'CPU')}" + (f", {_count(offer.gpus, 'GPU')}" if offer.gpus else "")
+        for offer in offers
     )
-    return f"{len(offers)} node{'s' if len(offers) > 1 else ''} ({each})"
+    return f"{_count(len(offers), 'node')} ({each})"
+
+
+def _count(number: float, what: str) -> str:
+    return f"{number:g} {what}{'' if number == 1 else 's'}"
 
 
 def living_nodes() -> list[Offer]:
@@ -118,7 +122,8 @@ def living_nodes() -> list[Offer]:
 def place(config: ClusterConfig, scratch: str | None, seconds: float, check: Callable[[], None]) -> Placement:
     """Reserve `config.nodes` distinct nodes and start an agent on each, waiting up to `seconds` for them.
 
-    A private Ray never grows, so that there what does not fit is refused at once. `check` is called while waiting; what it raises ends the wait.
+    A private Ray never grows, so that there what does not fit is refused at once. `check` is called while waiting;
+    what it raises ends the wait.
     Raises `ImpossiblePlacement` (the cluster is too small) or `NodesUnavailable` (large enough, but taken).
     """
     deadline = time.monotonic() + seconds
@@ -177,7 +182,8 @@ def _start_agents(group: Any, config: ClusterConfig, bundle: Bundle, scratch: st
     except (ray.exceptions.RayError, TimeoutError) as error:
         for agent in agents:
             ray.kill(agent)
-        raise NodesUnavailable(f"an agent did not start on one of the nodes: {' '.join(str(error).split())[:300]}") from error
+        text = " ".join(str(error).split())[:300]
+        raise NodesUnavailable(f"an agent did not start on one of the nodes: {text}") from error
     found = sorted(zip(where, agents, strict=True), key=lambda pair: (address_order(pair[0][0]), pair[0][1]))
     return [Place(rank, address, node_id, agent) for rank, ((address, node_id), agent) in enumerate(found)]
 

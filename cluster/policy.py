@@ -1,4 +1,4 @@
-"""The failure policy: what an attempt's exit codes mean, and whether to start again. Pure: no Ray, no clock, no process."""
+"""The failure policy: what an attempt's exit codes mean, and whether to start again. Pure: no Ray, no clock."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -69,8 +68,8 @@ class _Rank:
 class RankGroup:
     """The ranks of one node during one attempt.
 
-    A thread of its own starts and watches them. It must be that thread: Linux delivers PR_SET_PDEATHSIG when the *thread*
-    that forked ends, so that the ranks also die should the watching ever fail.
+    A thread of its own starts and watches them. It must be that thread: Linux delivers PR_SET_PDEATHSIG when the
+    *thread* that forked ends, so that the ranks also die should the watching ever fail.
     """
 
     def __init__(self, launch: Launch, heartbeat_directory: Path) -> None:
@@ -252,9 +251,9 @@ class RankGroup:
         self._news.notify_all()
 
 
-def rank_environment(launch: Launch, local_rank: int, heartbeat: Path, base: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of one rank: the agent's without Ray's own variables, the launch's, and the rank's coordinates."""
-    environment = {name: value for name, value in base.items() if not name.startswith("RAY_")}
+def rank_environment(launch: Launch, local_rank: int, heartbeat: Path) -> dict[str, str]:
+    """The environment of one rank: the agent's without Ray's own variables, the launch's, the rank's coordinates."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     # Ray has set its own idea of this in the agent; the launch's environment below may know better.
     environment["OMP_NUM_THREADS"] = str(max(1, usable_cores() // launch.ranks_per_node))
     environment.update(launch.environment)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,7 +56,7 @@ def _private(cores: int, on_close: Callable[[], None]) -> Iterator[Session]:
 
 @contextmanager
 def _joined(address: str, node_address: str | None, seconds: float, on_close: Callable[[], None]) -> Iterator[Session]:
-    _wait_for_listener(address, seconds)
+    _wait_for_head(address, seconds)
     with _environment(quiet_environment()):
         former = use_loopback(address.startswith((LOOPBACK, "localhost")))
         try:
@@ -79,7 +77,7 @@ def _connect(address: str, node_address: str | None) -> None:
     options: dict[str, Any] = {} if node_address is None else {"_node_ip_address": node_address}
     try:
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False, **options)
-    except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError, RayError and plain Exception here
+    except Exception as error:  # ConnectionError, RuntimeError, ValueError, RayError, or plain Exception
         text = " ".join(str(error).split())[:300]
         raise HeadUnreachable(f"could not join the Ray head at {address}: {text}") from error
 
@@ -90,20 +88,21 @@ def _disconnect() -> None:
     ray.shutdown()
 
 
-def _wait_for_listener(address: str, seconds: float) -> None:
-    host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            with socket.create_connection((host, int(port)), timeout=min(5.0, seconds)):
-                return
-        except OSError as error:
-            if time.monotonic() + 0.5 >= deadline:
-                raise HeadUnreachable(
-                    f"no Ray head answers at {address} ({error.strerror or error}); start one with "
-                    f"`ray start --head`, or set cluster.address to null for a private one"
-                ) from error
-        time.sleep(0.5)
+def _wait_for_head(address: str, seconds: float) -> None:
+    """Raise `HeadUnreachable` unless something speaks gRPC there; ray.init itself would try for minutes."""
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+
+    channel = init_grpc_channel(address)  # with TLS where RAY_USE_TLS says so
+    try:
+        grpc.channel_ready_future(channel).result(timeout=seconds)
+    except grpc.FutureTimeoutError as error:
+        raise HeadUnreachable(
+            f"no Ray head has answered at {address} for {seconds:g} s; start one with `ray start --head`, "
+            "or set cluster.address to null for a private Ray"
+        ) from error
+    finally:
+        channel.close()
 
 
 @contextmanager

@@ -49,13 +49,20 @@ def run(
 ) -> Outcome:
     """Run `command` as `nodes * ranks_per_node` ranks until all have finished, restarting all after a failure.
 
-    Every rank gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, NODE_RANK, MASTER_ADDR, MASTER_PORT, TRESTLE_ATTEMPT,
-    TRESTLE_HEARTBEAT and `environment`; it exits with 0, 2 (user mistake: not restarted) or 75 (saved after SIGTERM). Its
-    output goes to `log_directory`/rank-00000.log on its node; rank 0's lines go to `on_output` too. `on_event` gets
-    dicts with "event" (started, failed, restarted, finished, preempted, gave_up), "time" (ISO, UTC), "attempt" and more.
+    Every rank gets `environment` and
+      RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, NODE_RANK, MASTER_ADDR, MASTER_PORT  as under torchrun
+      TRESTLE_ATTEMPT    0, 1, ...
+      TRESTLE_HEARTBEAT  a file to replace (atomically) with the current step number whenever there is progress
+      OMP_NUM_THREADS    its share of the node's cores, unless set here or in `environment`
+    and exits with 0, 2 (user mistake: not restarted) or 75 (saved after SIGTERM); anything else is a failure.
+    Its output goes to `log_directory`/rank-00000.log on its node; rank 0's lines go to `on_output` too.
 
-    SIGTERM, SIGHUP and Ctrl-C ask the ranks to save and leave; a second Ctrl-C ends everything at once. Call it from the
-    main thread, or signals go unnoticed. No process and no Ray setting is left behind, whatever happens.
+    `on_event` gets dicts with "event" (started, failed, restarted, finished, preempted, gave_up), "time" (ISO, UTC),
+    "attempt", and "rank", "node", "reason", "exit_code", "signal", "step" where they apply. "restarted" says in
+    "seconds" how long after the failure was detected the new ranks had been started.
+
+    SIGTERM, SIGHUP and Ctrl-C ask the ranks to save and leave; a second Ctrl-C ends everything at once. Call it from
+    the main thread, or signals go unnoticed. No process and no Ray setting is left behind, whatever happens.
 
     Raises `UserError` (exit_code 2) and `ClusterError` (exit_code 1), one line each.
     """
@@ -66,7 +73,9 @@ def run(
         try:
             with open_session(config, cores, on_close=stop.shield) as session:
                 stop.catch()
-                supervisor = _Supervisor(command, config, environment, log_directory, on_event, on_output, session, stop)
+                supervisor = _Supervisor(
+                    command, config, environment, log_directory, on_event, on_output, session, stop
+                )
                 return supervisor.run()
         except KeyboardInterrupt:
             attempts = 0 if supervisor is None else supervisor.attempts
@@ -223,7 +232,8 @@ class _Supervisor:
         if self._policy.restart_after(attempt.highest_step):
             return None
         used = self._policy.used
-        return self._give_up(f"{end.reason}, after {used} restart{'s' if used != 1 else ''} without progress; {self._see(end)}")
+        restarts = f"{used} restart{'' if used == 1 else 's'}"
+        return self._give_up(f"{end.reason}, after {restarts} without progress; {self._see(end)}")
 
     def _give_up(self, reason: str) -> Outcome:
         self._tell("gave_up", reason=reason)

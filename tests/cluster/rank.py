@@ -1,0 +1,82 @@
+"""A rank of few lines for the tests of `cluster`: `python rank.py BEHAVIOUR`, standard library only."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+RANK = int(os.environ["RANK"])
+ATTEMPT = int(os.environ["TRESTLE_ATTEMPT"])
+NAMES = (
+    "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE NODE_RANK MASTER_ADDR MASTER_PORT TRESTLE_ATTEMPT OMP_NUM_THREADS GIVEN"
+)
+
+
+def beat(step: int) -> None:
+    """Report progress as a rank should: atomically."""
+    path = Path(os.environ["TRESTLE_HEARTBEAT"])
+    path.with_suffix(".new").write_text(str(step))
+    path.with_suffix(".new").replace(path)
+
+
+def wait_for_ever() -> None:
+    """Beat until something ends this process."""
+    step = 0
+    while True:
+        beat(step)
+        step += 1
+        time.sleep(0.05)
+
+
+def behave(behaviour: str) -> None:
+    """Do what the test asked for; returning means exit code 0."""
+    beat(0)
+    if behaviour == "tell":
+        told = {name: os.environ.get(name) for name in NAMES.split()}
+        told["ray"] = sorted(name for name in os.environ if name.startswith("RAY_"))
+        print(json.dumps(told), flush=True)
+        sys.stdout.write("unfinished line")
+    elif behaviour == "die-once":
+        if ATTEMPT == 0 and RANK == 1:
+            print("dying", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if ATTEMPT == 0:
+            wait_for_ever()
+        print(f"finished in attempt {ATTEMPT}", flush=True)
+    elif behaviour == "stop-once":
+        if ATTEMPT == 0 and RANK == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if ATTEMPT == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as one that waits in a collective
+            time.sleep(600)
+    elif behaviour == "fail":
+        sys.exit(3)
+    elif behaviour == "progress-then-fail":
+        beat(ATTEMPT)
+        if ATTEMPT < 3:
+            sys.exit(3)
+    elif behaviour == "refuse":
+        if RANK == 1:
+            sys.exit(2)
+        wait_for_ever()
+    elif behaviour == "leave":
+        sys.exit(75)
+    elif behaviour == "save-on-term":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+        print(f"ready {os.getpid()}", flush=True)
+        wait_for_ever()
+    elif behaviour == "ignore-term":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print(f"ready {os.getpid()}", flush=True)
+        wait_for_ever()
+    elif behaviour == "wait-once":
+        if ATTEMPT == 0:
+            wait_for_ever()
+    else:
+        raise ValueError(behaviour)
+
+
+if __name__ == "__main__":
+    behave(sys.argv[1])
