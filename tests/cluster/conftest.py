@@ -1,0 +1,104 @@
+"""One Ray of several nodes, shared by all tests that need one: a start costs seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import ClusterConfig, Outcome, run
+from cluster.leftovers import tree_of
+from cluster.local import LocalRay, forget_cached_settings
+
+RANK = Path(__file__).with_name("rank.py")
+HEAD, NODES = "127.0.0.2", ("127.0.0.3", "127.0.0.4")
+
+
+@dataclass
+class Nodes:
+    """A head without cores, and one node of one core for each of `NODES`."""
+
+    cluster: Any
+    by_address: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+    def add(self, address: str) -> None:
+        self.by_address[address] = self.cluster.add_node(node_ip_address=address, num_cpus=1, wait=False)
+
+    def kill(self, address: str) -> None:
+        self.cluster.remove_node(self.by_address.pop(address), allow_graceful=False)
+
+
+@pytest.fixture(scope="session")
+def nodes() -> Iterator[Nodes]:
+    """Starts with a token, as Trestle's own Ray does, and checks that it leaves no process."""
+    local = LocalRay()  # only for its private directory and settings
+    before = dict(os.environ)
+    os.environ.update(local.environment(), RAY_TMPDIR=str(local.root))
+    (local.root / "ray").mkdir()
+    forget_cached_settings()
+    from ray.cluster_utils import Cluster
+
+    cluster = None
+    try:
+        head = {"node_ip_address": HEAD, "num_cpus": 0, "include_dashboard": False, "no_monitor": True}
+        head |= {"include_log_monitor": False, "temp_dir": str(local.root / "ray"), "dashboard_agent_listen_port": 0}
+        cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
+        started = Nodes(cluster)
+        for address in NODES:
+            started.add(address)
+        cluster.wait_for_nodes(timeout=120)
+        yield started
+    finally:
+        local.stop(lambda: None if cluster is None else cluster.shutdown())
+        left = tree_of(str(local.root))
+        os.environ.clear()
+        os.environ.update(before)
+        assert not left
+
+
+@dataclass
+class Ran:
+    """Everything that a run let its caller see."""
+
+    outcome: Outcome
+    events: list[dict[str, Any]]
+    output: list[str]
+    logs: Path
+
+    @property
+    def names(self) -> list[str]:
+        return [event["event"] for event in self.events]
+
+
+def run_ranks(ray: Nodes, tmp_path: Path, behaviour: str, on_event: Any = None, **settings: Any) -> Ran:
+    """Run `rank.py behaviour` on the shared nodes."""
+    import sys
+
+    values: dict[str, Any] = {"heartbeat_seconds": 60.0, "start_seconds": 60.0, "grace_seconds": 20.0, **settings}
+    events: list[dict[str, Any]] = []
+    output: list[str] = []
+
+    def tell(event: dict[str, Any]) -> None:
+        events.append(event)
+        if on_event is not None:
+            on_event(event)
+
+    outcome = run(
+        [sys.executable, str(RANK), behaviour],
+        ClusterConfig(address=ray.address, node_address=HEAD, **values),
+        tensor_parallel=1,
+        environment={"GIVEN": "yes"},
+        log_directory=tmp_path / "logs",
+        on_event=tell,
+        on_output=output.append,
+    )
+    assert not tree_of(str(RANK)), "a rank was left behind"
+    return Ran(outcome, events, output, tmp_path / "logs")
