@@ -18,10 +18,11 @@ from data_pipeline.batching import BatchConfig, BatchSchedule, Duration
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import BadConfig
 from modeling.errors import ModelError
-from modeling.registry import Family, family, family_of_preset
+from modeling.registry import FAMILIES, Family, family, family_of_preset
 from training.config import CheckpointConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainingConfig
 from training.errors import RecipeError
 from training.overrides import apply_overrides, read_yaml, split_overrides
+from training.schedule import Schedule
 from training.sections import Document, known_keys, parse_section, short, to_plain, unknown_key
 
 RECIPE_FILE = "recipe.yaml"
@@ -91,6 +92,12 @@ def parse_recipe(document: Document) -> Recipe:
     return recipe
 
 
+def known_recipe_keys(foreign: Mapping[str, type]) -> list[str]:
+    """Every dotted key that a recipe of any family may have, with those of sections that are not ours."""
+    keys = [key for one in FAMILIES.values() for key in known_keys(_sections(one))]
+    return list(dict.fromkeys([*keys, *known_keys(foreign)]))
+
+
 def to_document(recipe: Recipe) -> Document:
     """The plain values of a recipe, every default written out; `parse_recipe` is the inverse."""
     document: Document = to_plain(recipe)
@@ -146,7 +153,12 @@ def check(recipe: Recipe, world_size: int) -> None:
     schedule = BatchSchedule(recipe.batch, model.sequence_length)
     for size in schedule.sizes():
         _check_batch(recipe, size, data_parallel)
-    _check_decay(recipe, schedule)
+    schedule_of(recipe)
+    if recipe.training.validate_every and not recipe.data.validation:
+        raise RecipeError(
+            f"training.validate_every is {recipe.training.validate_every}, but data.validation names no held-out "
+            "shards; name some, or set validate_every to 0"
+        )
 
 
 def _check_batch(recipe: Recipe, size: int, data_parallel: int) -> None:
@@ -165,19 +177,19 @@ def _check_batch(recipe: Recipe, size: int, data_parallel: int) -> None:
     raise RecipeError(f"{key} {size} is not divisible by {factors} = {unit}; {fits} would fit")
 
 
-def _check_decay(recipe: Recipe, schedule: BatchSchedule) -> None:
-    """A schedule that ends before its warm-up does has no course to follow."""
-    if recipe.optimizer.decay is None or recipe.optimizer.schedule == "constant":
-        return
-    steps = {}
-    for name in ("warmup", "decay"):
-        duration = Duration.parse(getattr(recipe.optimizer, name))
-        steps[name] = duration.steps if duration.steps is not None else schedule.step_of_tokens(duration.tokens or 0)
-    if steps["decay"] <= steps["warmup"]:
-        raise RecipeError(
-            f"optimizer.decay {recipe.optimizer.decay} ends the schedule before optimizer.warmup "
-            f"{recipe.optimizer.warmup} is over; decay counts from the start of the run, so it must be the longer one"
-        )
+def schedule_of(recipe: Recipe) -> Schedule:
+    """The course of the learning rate. Raises RecipeError for one that ends before its warm-up does."""
+    optimizer = recipe.optimizer
+    batches = BatchSchedule(recipe.batch, recipe.model.sequence_length)
+    return Schedule(
+        optimizer.schedule,
+        optimizer.lr,
+        warmup=Duration.parse(optimizer.warmup),
+        decay=None if optimizer.decay is None else Duration.parse(optimizer.decay),
+        total=Duration.parse(recipe.training.steps),
+        min_lr_ratio=optimizer.min_lr_ratio,
+        tokens_at=lambda step: batches.start(step) * recipe.model.sequence_length,
+    )
 
 
 def _read_durations(recipe: Recipe) -> None:

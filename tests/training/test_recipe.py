@@ -238,8 +238,13 @@ def test_recipe_that_fits_its_ranks_passes(recipe_file: Path) -> None:
         (1, "--training.log_every 0", "training.log_every is 0"),
         (1, "--checkpoint.keep 0", "keep is 0"),
         (1, "--model.num_attention_heads 5", "model.hidden_size 64 is not divisible by model.num_attention_heads 5"),
-        (1, "--optimizer.decay 100 --optimizer.warmup 200", "optimizer.decay 100 ends the schedule before"),
-        (1, "--optimizer.decay 1Mtokens --optimizer.warmup 2000", "optimizer.decay 1M tokens ends the schedule before"),
+        (
+            1,
+            "--optimizer.decay 100 --optimizer.warmup 200",
+            "optimizer.warmup (200) is longer than optimizer.decay (100)",
+        ),
+        (1, "--optimizer.decay 1Mtokens --optimizer.warmup 2000", "(2000) is longer than optimizer.decay (1M tokens)"),
+        (1, "--training.validate_every 5", "data.validation names no held-out shards"),
         (1, "--training.compile true --training.recompute selective", "training.recompute selective would cut"),
     ],
 )

@@ -1,0 +1,14 @@
+"""The `trestle` command and the recipes that ship; puts the other four rooms together.
+
+Open
+- `cli` for the list of commands, and how an exception becomes one line and an exit code;
+- `prepare`, `train`, `resume`, `inspect`, … for one command each: its arguments, its help, what it does;
+- `sources` for where a recipe comes from (a path, a shipped name), `job` for a recipe with its cluster;
+- `run_folder` for what lies in a run's folder and who may write there;
+- `supervise` for what is checked before ranks start, for starting them, and for the closing words;
+- `changes` for what a resume may change;
+- `arguments` for overrides beside a command's own options, `tables` for how figures are laid out;
+- `recipes/` for the recipes.
+
+Commands are imported when they are called, and torch, Ray and DeepSpeed only by the commands that need them.
+"""

@@ -1,0 +1,60 @@
+"""A recipe together with the cluster it runs on: what `train` starts and what a run's folder keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.config import ClusterConfig
+from launcher.errors import UserError
+from training import recipe as recipes
+from training.recipe import Recipe
+from training.sections import Document, parse_section, to_plain
+
+
+@dataclass
+class Job:
+    """Everything that `trestle train` needs to know."""
+
+    recipe: Recipe
+    cluster: ClusterConfig
+    can_prepare: bool = False
+    """Whether the same file says how to make its shards."""
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the run."""
+        return self.cluster.nodes * self.cluster.ranks_per_node
+
+    def document(self) -> Document:
+        """The plain values, every default written out."""
+        return {**recipes.to_document(self.recipe), "cluster": to_plain(self.cluster)}
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as `recipe.yaml` keeps it."""
+        return recipes.dump_yaml(self.document())
+
+    def check(self) -> None:
+        """Refuse what cannot run, before anything is started. Raises errors with exit_code 2."""
+        self.cluster.check(self.recipe.parallel.tensor)
+        recipes.check(self.recipe, self.world_size)
+        name = self.recipe.run.name
+        if not name or name in (".", "..") or "/" in name:
+            raise UserError(f"run.name is {name!r}; it must be the name of a folder inside run.directory")
+
+
+def known_keys_of_a_recipe() -> list[str]:
+    """Every dotted key that a recipe may have, for naming the nearest to a wrong one."""
+    from data_pipeline.config import PrepareConfig
+
+    return recipes.known_recipe_keys({"cluster": ClusterConfig, "prepare": PrepareConfig})
+
+
+def load_job(source: Path, overrides: Sequence[str] = ()) -> Job:
+    """The recipe in a file or a run's folder, with `--section.key=value` set. Raises RecipeError, UserError."""
+    from data_pipeline.config import PrepareConfig
+
+    document = recipes.load_document(source, overrides, {"cluster": ClusterConfig, "prepare": PrepareConfig})
+    cluster = parse_section(ClusterConfig, document.get("cluster"), "cluster", known_keys_of_a_recipe())
+    return Job(recipes.parse_recipe(document), cluster, can_prepare="prepare" in document)

@@ -1,0 +1,106 @@
+"""A run's folder: what lies where in it, and who may write there."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import EnvironmentFailure, UserError
+from training.recipe import RECIPE_FILE
+
+
+class RunFolder:
+    """`runs/NAME/`: recipe.yaml, checkpoints/, tensorboard/, metrics.jsonl, events.jsonl, logs/. Movable as a whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / RECIPE_FILE
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+        self.metrics = path / "metrics.jsonl"
+        self.events = path / "events.jsonl"
+        self.logs = path / "logs"
+
+    @classmethod
+    def existing(cls, source: str) -> RunFolder:
+        """The run in a folder that the user named. Raises UserError when it is none."""
+        folder = cls(Path(source))
+        if not folder.recipe.is_file():
+            reason = f"it has no {RECIPE_FILE}" if folder.path.is_dir() else "it does not exist"
+            raise UserError(f"{source} is no run's folder: {reason}")
+        return folder
+
+    def create(self, recipe: str) -> None:
+        """Make the folder of a new run with its recipe in it.
+
+        Raises UserError if something that must not be lost is there, EnvironmentFailure if it cannot be written.
+        """
+        if self.has_checkpoints():
+            raise UserError(
+                f"{self.path} has checkpoints already: continue with `trestle resume {self.path}`, "
+                "or give this run another --run.name"
+            )
+        if self.path.exists() and not self.recipe.is_file() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UserError(f"{self.path} exists and is no run's folder; choose another --run.name")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentFailure(f"{self.path} cannot be made: {error.strerror}") from error
+        self.write_recipe(recipe)
+
+    def has_checkpoints(self) -> bool:
+        """Whether a checkpoint is there, by name alone."""
+        return next(iter(self.checkpoints.glob("step-????????*")), None) is not None
+
+    def write_recipe(self, text: str, *, keep_old: bool = False) -> None:
+        """Put recipe.yaml in place, whole or not at all; the old one stays as recipe-<n>.yaml if asked."""
+        if keep_old:
+            number = 1
+            while (kept := self.recipe.with_name(f"recipe-{number}.yaml")).exists():
+                number += 1
+            replace_file(kept, self.recipe.read_bytes())
+        replace_file(self.recipe, text.encode())
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder against a second `trestle` that would train in it. Raises UserError if one does."""
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.path} is being trained by another trestle; wait for it, or stop it") from None
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                # A file system without locks (some NFS, Lustre): nothing can be held, training must still be possible.
+            yield
+
+    def last_figures(self) -> dict[str, Any]:
+        """The newest value of every figure in metrics.jsonl; {} before the first line."""
+        figures: dict[str, Any] = {}
+        if self.metrics.is_file():
+            with self.metrics.open(encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    if line.endswith("\n"):
+                        figures.update({k: v for k, v in json.loads(line).items() if v is not None})
+        return figures
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or as before. Raises EnvironmentFailure."""
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise EnvironmentFailure(f"{path} cannot be written: {error.strerror}") from error

@@ -1,0 +1,128 @@
+"""Start a run's ranks, show what they say, note what happens to them, and say at the end what to do next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import UserError
+from launcher.job import Job
+from launcher.run_folder import RunFolder
+from training.metrics.events import EventLog
+from training.recipe import Recipe
+
+
+def check_shards(recipe: Recipe, prepare_with: str | None) -> None:
+    """Refuse shards that are missing or do not fit the model, before any rank starts.
+
+    `prepare_with` is the recipe from which `trestle prepare` makes them, if there is one. Raises UserError, BadShards,
+    BadConfig.
+    """
+    if not recipe.data.mix:
+        raise UserError("data.mix is empty: name shards, such as --data shards/mix.yaml")
+    sources = [*recipe.data.mix, *recipe.data.validation]
+    for source in sources:
+        if not (Path(source.shards) / "manifest.json").is_file():
+            make = f"make them with `trestle prepare {prepare_with}`"
+            name = "prepare your corpora (see `trestle prepare --help`) and name them with --data shards/mix.yaml"
+            raise UserError(f"the shards {source.shards} are not there: {make if prepare_with else name}")
+    from data_pipeline.stream import Stream, ValidationSet
+
+    stream = Stream(recipe.data, recipe.run.seed)
+    opened: dict[str, Stream | ValidationSet] = {"data.mix": stream}
+    if recipe.data.validation:
+        opened["data.validation"] = ValidationSet(recipe.data.validation)
+    for name, data in opened.items():
+        if data.sequence_length != recipe.model.sequence_length:
+            raise UserError(
+                f"{name} has samples of {data.sequence_length} tokens, but model.sequence_length is "
+                f"{recipe.model.sequence_length}; set it to {data.sequence_length}, or prepare the shards again"
+            )
+        if data.tokenizer_sha256 != stream.tokenizer_sha256:
+            raise UserError(f"{name} was made with another tokenizer than data.mix; prepare them together")
+    vocabulary = recipe.model.vocab_size
+    if vocabulary is not None and vocabulary < stream.vocab_size:
+        raise UserError(
+            f"model.vocab_size is {vocabulary}, but the tokenizer of data.mix has {stream.vocab_size} tokens; "
+            f"set it to {stream.vocab_size} or more, or to null"
+        )
+
+
+def supervise(folder: RunFolder, job: Job) -> int:
+    """Run the ranks of `job` in `folder` until they finish or give up; the exit code for the shell."""
+    import cluster
+
+    log = EventLog(folder.events)
+
+    def on_event(event: Mapping[str, Any]) -> None:
+        log.write(event["event"], **{key: value for key, value in event.items() if key != "event"})
+        line = _line(event)
+        if line:
+            print(f"trestle: {line}", flush=True)
+
+    with folder.lock():
+        outcome = cluster.run(
+            [sys.executable, "-m", "training.worker", str(folder.path.absolute())],
+            job.cluster,
+            tensor_parallel=job.recipe.parallel.tensor,
+            environment={},
+            log_directory=folder.logs,
+            on_event=on_event,
+            on_output=lambda line: print(line, flush=True),
+        )
+    if outcome.exit_code == 0:
+        print(closing_words(folder))
+    elif outcome.exit_code == 75:
+        print(f"trestle: {outcome.reason}\n  resume    {_command('trestle')} resume {shlex.quote(str(folder.path))}")
+    else:
+        print(f"trestle: {outcome.reason}", file=sys.stderr)
+    return outcome.exit_code
+
+
+def _line(event: Mapping[str, Any]) -> str | None:
+    """What the console says of an event; the others are seen by what follows them."""
+    if event["event"] == "failed":
+        return f"attempt {event['attempt']} failed: {event.get('reason', 'no reason known')}"
+    if event["event"] == "restarted":
+        return f"started again (attempt {event['attempt']}, {event['ranks']} ranks on {', '.join(event['nodes'])})"
+    return None
+
+
+def closing_words(folder: RunFolder) -> str:
+    """Where the run is, how good it became, and the commands that come next."""
+    figures = folder.last_figures()
+    run = shlex.quote(str(folder.path))
+    lines = [f"run {folder.path} finished" + (f" at step {figures['step']}" if "step" in figures else "")]
+    names = {
+        "loss": "loss (nats per token)",
+        "validation_loss": "validation loss (nats per token)",
+        "validation_perplexity": "validation perplexity",
+        "validation_bits_per_byte": "validation bits per byte",
+    }
+    width = max(map(len, names.values()))
+    lines += [f"  {label:{width}}  {_figure(figures[name])}" for name, label in names.items() if name in figures]
+    trestle = _command("trestle")
+    lines += [
+        "next:",
+        f"  watch     {_command('tensorboard')} --logdir {run}/tensorboard --host 127.0.0.1",
+        f"  resume    {trestle} resume {run} --training.steps N",
+        f"  generate  {trestle} generate {run} --prompt TEXT",
+    ]
+    return "\n".join(lines)
+
+
+def _figure(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _command(name: str) -> str:
+    """How to call a program of this environment from the current directory."""
+    path = Path(sys.executable).parent / name
+    if not path.is_file():
+        return name
+    relative = os.path.relpath(path)
+    return shlex.quote(str(path) if relative.startswith("..") else relative)

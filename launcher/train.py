@@ -1,0 +1,41 @@
+"""`trestle train RECIPE`: check, make the run's folder, start the ranks."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.arguments import Parser, add_recipe
+from launcher.job import load_job
+from launcher.run_folder import RunFolder
+from launcher.sources import find_recipe
+from launcher.supervise import check_shards, supervise
+
+
+def parser() -> Parser:
+    made = Parser(
+        "train",
+        "Train a model from a recipe, in the folder run.directory/run.name. Ranks that fail are started again from\n"
+        "the newest verified checkpoint; Ctrl-C and SIGTERM save first. Any key of the recipe can be set with\n"
+        "--SECTION.KEY VALUE; --print_config shows them all.\n"
+        'Times are steps or tokens: --training.steps 500, --optimizer.warmup "375M tokens".',
+        "  trestle prepare demo\n"
+        "  trestle train demo --run.name first --optimizer.lr 3e-4 --cluster.ranks_per_node 2\n"
+        "  trestle train gpt3-125m --data shards/mix.yaml --print_config",
+        takes_overrides=True,
+    )
+    add_recipe(made)
+    return made
+
+
+def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    job = load_job(find_recipe(arguments.recipe), overrides)
+    if arguments.print_config:
+        print(job.to_yaml(), end="")
+        return 0
+    job.check()
+    check_shards(job.recipe, arguments.recipe if job.can_prepare else None)
+    folder = RunFolder(Path(job.recipe.run.directory) / job.recipe.run.name)
+    folder.create(job.to_yaml())
+    return supervise(folder, job)
