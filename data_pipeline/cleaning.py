@@ -23,7 +23,8 @@ def clean_text(text: str) -> str:
 
     Ends with one newline, or is empty.
     """
-    text = _CONTROLS.sub("", _LINE_END.sub("\n", unicodedata.normalize("NFC", text)))
+    # NFC comes after the controls, which may stand between a letter and its accent.
+    text = unicodedata.normalize("NFC", _CONTROLS.sub("", _LINE_END.sub("\n", text)))
     text = "\n".join([line.rstrip() for line in text.split("\n")]).strip("\n")
     return _BLANK_RUN.sub("\n\n\n", text) + "\n" if text else ""
 

@@ -163,8 +163,8 @@ class _Preparation:
                 continue
             if not corpus.held_out.documents:
                 raise BadCorpus(
-                    f"corpus {corpus.config.name}: none of its {len(of_corpus)} held-out documents is left after "
-                    "comparing them with the training text: give it a larger validation_fraction, or 0 to hold nothing out"
+                    f"corpus {corpus.config.name}: none of its {len(of_corpus)} held-out documents differs enough from "
+                    "the training text: give it a larger validation_fraction, or 0 to hold nothing out"
                 )
             self.progress(
                 f"{corpus.config.name}: {corpus.held_out.documents} documents held out, "

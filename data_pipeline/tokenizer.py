@@ -66,9 +66,10 @@ class Tokenizer:
                     segments.append(segment)
             plan.append(parts)
         try:
-            encoded = self._processor.encode(segments, out_type=int, num_threads=threads) if segments else []
+            utf8 = [segment.encode() for segment in segments]
         except UnicodeEncodeError as error:
             raise BadTokenizer("the text has a lone surrogate, which UTF-8 cannot hold: drop or replace it") from error
+        encoded = self._processor.encode(utf8, out_type=int, num_threads=threads) if utf8 else []
         return [self._join([encoded[n] if n >= 0 else self._space_mark_ids for n in parts]) for parts in plan]
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -1,0 +1,295 @@
+"""`prepare` as a whole: what it writes, that it writes it twice alike, and what it refuses or survives."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from data_pipeline.baseline import bits_per_byte, unigram_cross_entropy
+from data_pipeline.config import CorpusConfig, PrepareConfig, ShardSource, TokenizerConfig
+from data_pipeline.errors import BadConfig, BadCorpus, BadTokenizer, EnvironmentFailure, UserError
+from data_pipeline.prepare import PrepareResult, prepare
+from data_pipeline.shard_reader import ShardSet
+from data_pipeline.stream import Stream, ValidationSet
+from data_pipeline.tokenizer import Tokenizer
+from tests.data_pipeline.conftest import mix_of, small_recipe
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def run(config: PrepareConfig) -> PrepareResult:
+    return prepare(config, lambda line: None)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def text_of(shard_set: ShardSet, tokenizer: Tokenizer) -> list[str]:
+    """The documents, back from the packed samples (the last may be cut short)."""
+    rows = shard_set.read(np.arange(len(shard_set)))
+    tokens = np.append(rows[:, :-1].ravel(), rows[-1, -1]).astype(np.int64)
+    parts = np.split(tokens, np.flatnonzero(tokens == tokenizer.eod_id) + 1)
+    return [tokenizer.decode(part[part != tokenizer.eod_id].tolist()) for part in parts if len(part)]
+
+
+def test_what_is_written_is_what_the_result_and_the_mix_say(prepared: tuple[Path, PrepareResult]) -> None:
+    output, result = prepared
+    assert sorted(path.name for path in output.iterdir() if not path.name.startswith(".")) == [
+        "mix.yaml", "network", "network-validation", "tokenizer.model", "tools", "tools-validation",
+    ]  # fmt: skip
+    assert not (output / ".prepare").exists()
+    assert Tokenizer(output / "tokenizer.model").sha256 == result.tokenizer_sha256
+    for corpus in result.corpora:
+        assert corpus.training is not None and corpus.validation is not None
+        for written in (corpus.training, corpus.validation):
+            shard_set = ShardSet(written.path)
+            shard_set.verify()
+            assert (shard_set.name, shard_set.samples, shard_set.tokens) == (
+                written.name,
+                written.samples,
+                written.tokens,
+            )
+            assert written.samples * 32 + 1 + written.dropped_tokens == written.tokens
+        kept = corpus.training.documents + corpus.validation.documents + corpus.held_out_dropped
+        assert kept == corpus.funnel.kept == corpus.funnel.read - sum(corpus.funnel.dropped.values())
+    mix = yaml.safe_load((output / "mix.yaml").read_text())
+    assert mix["mix"] == [
+        {"shards": str(output / "network"), "weight": 0.7},
+        {"shards": str(output / "tools"), "weight": 0.31},
+    ]
+    assert [entry["shards"] for entry in mix["validation"]] == [s.shards for s in mix_of(output).validation]
+    assert Stream(mix_of(output), 1).vocab_size == result.vocab_size == 600
+    assert len(ValidationSet(mix_of(output).validation)) > 10
+
+
+def test_documents_come_back_from_the_shards_whole(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    originals = [f"  odd \t\r\n text ▁ number {n}\0 \n\n\n\n\n" * 40 for n in range(30)]
+    for n, text in enumerate(originals):
+        (source / f"{n:02}.txt").write_bytes(text.encode())
+    config = small_recipe(
+        tmp_path / "out",
+        corpora=[CorpusConfig("raw", [str(source)], stages=[])],
+        tokenizer=TokenizerConfig(type="bpe", vocab_size=300),
+        validation_fraction=0.0,
+    )
+    run(config)
+    tokenizer = Tokenizer(tmp_path / "out" / "tokenizer.model")
+    documents = text_of(ShardSet(tmp_path / "out" / "raw"), tokenizer)
+    assert documents[:-1] == originals[:-1]
+    assert originals[-1].startswith(documents[-1])
+
+
+def test_no_held_out_document_is_in_the_training_text(shards: Path) -> None:
+    tokenizer = Tokenizer(shards / "tokenizer.model")
+    training = "".join("".join(text_of(ShardSet(shards / name), tokenizer)) for name in ("network", "tools"))
+    for name in ("network-validation", "tools-validation"):
+        for document in text_of(ShardSet(shards / name), tokenizer):
+            lines = [line for line in document.splitlines() if len(line) > 40]
+            assert sum(line in training for line in lines) <= 0.3 * len(lines)
+
+
+def test_copies_are_dropped_across_corpora_and_near_copies_from_the_held_out_part(tmp_path: Path) -> None:
+    base = " ".join(f"clause {n} of the licence says {n * n}" for n in range(60))
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    for n in range(60):
+        (first / f"{n:02}.txt").write_text(f"Copyright holder number {n}. {base}")
+        (first / f"own{n:02}.txt").write_text(" ".join(f"{n}:{m}" for m in range(50)))
+    shutil.copy(first / "00.txt", second / "copy.txt")
+    (second / "new.txt").write_text("a text of its own " * 30)
+    corpora = [
+        CorpusConfig("first", [str(first)], validation_fraction=0.3),
+        CorpusConfig("second", [str(second)], validation_fraction=0.0),
+    ]
+    result = run(small_recipe(tmp_path / "out", corpora=corpora, tokenizer=TokenizerConfig("bpe", 300)))
+    assert result.corpora[1].funnel.dropped == {"duplicate": 1}
+    assert result.corpora[0].held_out_dropped > 5
+    held_out = text_of(ShardSet(tmp_path / "out" / "first-validation"), Tokenizer(tmp_path / "out" / "tokenizer.model"))
+    assert len(held_out) > 5 and not any("licence" in text for text in held_out)
+
+
+def test_twice_gives_the_same_bytes_for_any_number_of_threads(tmp_path: Path, shards: Path) -> None:
+    run(small_recipe(tmp_path / "again", threads=3))
+    again, first = hashes(tmp_path / "again"), hashes(shards)
+    assert again.pop("mix.yaml") != first.pop("mix.yaml")  # it names its folder
+    assert again == first and len(first) > 10
+
+
+def test_an_existing_tokenizer_is_used_as_it_is(tmp_path: Path, shards: Path) -> None:
+    model = shards / "tokenizer.model"
+    result = run(
+        small_recipe(
+            tmp_path / "out",
+            corpora=[CorpusConfig("json", ["{stdlib}/json/*.py"], validation_fraction=0.0)],
+            tokenizer=TokenizerConfig(model=str(model)),
+        )
+    )
+    assert result.tokenizer_sha256 == Tokenizer(model).sha256
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == model.read_bytes()
+
+
+def test_a_finished_output_is_replaced_on_request_only(tmp_path: Path) -> None:
+    json_only = [CorpusConfig("json", ["{stdlib}/json/*.py"], validation_fraction=0.0)]
+    config = small_recipe(tmp_path / "out", corpora=json_only, tokenizer=TokenizerConfig("bpe", 400))
+    run(config)
+    before = hashes(tmp_path / "out")
+    with pytest.raises(BadConfig, match="overwrite: true"):
+        run(config)
+    assert hashes(tmp_path / "out") == before
+    config.overwrite, config.sequence_length = True, 16
+    run(config)
+    assert ShardSet(tmp_path / "out" / "json").sequence_length == 16
+    (tmp_path / "out2" / "json").mkdir(parents=True)
+    (tmp_path / "out2" / "json" / "thesis.tex").touch()
+    with pytest.raises(BadConfig, match="is no shard set"):
+        run(small_recipe(tmp_path / "out2", corpora=json_only))
+    assert (tmp_path / "out2" / "json" / "thesis.tex").exists()
+
+
+def test_a_killed_prepare_leaves_no_whole_looking_set_and_the_next_one_succeeds(tmp_path: Path, shards: Path) -> None:
+    output = tmp_path / "out"
+    code = (
+        "import sys; from pathlib import Path; from data_pipeline.prepare import prepare\n"
+        "from tests.data_pipeline.conftest import small_recipe\n"
+        "prepare(small_recipe(Path(sys.argv[1])), lambda line: print(line, flush=True))"
+    )
+    for line_to_kill_at in ("network:", "training a", "network-validation:", "tools-validation:"):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(output)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(line_to_kill_at):
+                break
+        else:
+            pytest.fail(f"prepare never said {line_to_kill_at}")
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        process.stdout.close()
+        assert not (output / "mix.yaml").exists()
+        for manifest in output.glob("*/manifest.json"):
+            ShardSet(manifest.parent).verify()  # after the last line, sets may be in place already: then whole
+    run(small_recipe(output))
+    complete, reference = hashes(output), hashes(shards)
+    assert {**complete, "mix.yaml": ""} == {**reference, "mix.yaml": ""}
+
+
+def test_two_prepares_do_not_share_an_output(tmp_path: Path) -> None:
+    import fcntl
+
+    (tmp_path / "out").mkdir()
+    with open(tmp_path / "out" / ".prepare.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BadConfig, match="another prepare"):
+            run(small_recipe(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("kilobytes", "reached"), [(50, ""), (800, "training a char tokenizer")])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, kilobytes: int, reached: str) -> None:
+    """The process may write no file larger than that: the write fails half-way as on a full disk.
+
+    50 kB break off the reading. With one token a character, tars are twice the text: 800 kB break off a tar.
+    """
+    output = tmp_path / "out"
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from data_pipeline.prepare import prepare\n"
+        "from data_pipeline.config import TokenizerConfig\n"
+        "from tests.data_pipeline.conftest import small_recipe\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({kilobytes * 1024}, -1))\n"
+        "config = small_recipe(Path(sys.argv[1]), tokenizer=TokenizerConfig('char', 600))\n"
+        "try: prepare(config, lambda line: print(line, file=sys.stderr))\n"
+        "except Exception as error: print(type(error).__name__, error.exit_code, error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(output)], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(f"EnvironmentFailure 1 no space left for {output}"), done.stdout + done.stderr
+    assert done.stdout.count("\n") == 1 and reached in done.stderr
+    assert [path.name for path in output.iterdir()] == [".prepare.lock"]
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EnvironmentFailure, match="cannot be prepared") as error:
+        run(small_recipe(tmp_path / "file" / "out"))
+    assert "\n" not in str(error.value)
+
+
+def bad_recipes(tmp_path: Path) -> dict[str, tuple[PrepareConfig, type[UserError], str]]:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "blank.txt").write_text(" \n\n")
+    (source / "latin.txt").write_bytes("naïve".encode("latin-1"))
+    (tmp_path / "short.txt").write_text("short")
+    output = tmp_path / "out"
+
+    def of(*corpora: CorpusConfig, **changes: object) -> PrepareConfig:
+        return small_recipe(output, corpora=list(corpora), **changes)
+
+    json_corpus = CorpusConfig("json", ["{stdlib}/json/*.py"], validation_fraction=0.0)
+    return {
+        "no corpus": (of(), BadConfig, "corpora is empty"),
+        "no file": (of(CorpusConfig("c", [f"{tmp_path}/*.none"])), BadCorpus, "corpus c: no file matches"),
+        "nothing left": (of(CorpusConfig("c", [str(source)])), BadCorpus, r"corpus c is empty: .*1 empty .*blank\.txt"),
+        "too little": (
+            of(CorpusConfig("c", [f"{tmp_path}/short.txt"], validation_fraction=0.0), json_corpus),
+            BadCorpus,
+            "too few for one sample of 33",
+        ),
+        "nothing held out": (
+            of(CorpusConfig("json", ["{stdlib}/json/*.py"]), validation_fraction=1e-9),
+            BadCorpus,
+            "larger validation_fraction",
+        ),
+        "twice the name": (of(json_corpus, json_corpus), BadConfig, "two corpora are named json"),
+        "path as name": (of(CorpusConfig("../x", ["a"])), BadConfig, "corpus name"),
+        "weight": (of(CorpusConfig("c", ["a"], weight=-1)), BadConfig, "weight"),
+        "length": (of(json_corpus, sequence_length=0), BadConfig, "sequence_length"),
+        "vocabulary": (of(json_corpus, tokenizer=TokenizerConfig(vocab_size=99999)), BadTokenizer, "is too large"),
+        "model": (of(json_corpus, tokenizer=TokenizerConfig(model="/none.model")), BadTokenizer, r"/none\.model"),
+    }
+
+
+CASES = (
+    "no corpus, no file, nothing left, too little, nothing held out, twice the name, path as name, weight, length, "
+    "vocabulary, model"
+).split(", ")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_refused_in_one_line_and_leaves_nothing(tmp_path: Path, case: str) -> None:
+    config, kind, message = bad_recipes(tmp_path)[case]
+    with pytest.raises(kind, match=message) as error:
+        run(config)
+    assert error.value.exit_code == 2 and "\n" not in str(error.value)
+    left = os.listdir(config.output) if os.path.exists(config.output) else []
+    assert set(left) <= {".prepare.lock"}
+
+
+def test_the_unigram_bar_lies_between_nothing_learned_and_everything(shards: Path) -> None:
+    config = mix_of(shards)
+    nats = unigram_cross_entropy(config.mix, config.validation)
+    assert 4.0 < nats < np.log(600)
+    own = unigram_cross_entropy(config.validation, config.validation)
+    assert own < nats
+    counts = ShardSet(shards / "tools").counts() + 1.0
+    alone = [ShardSource(str(shards / "tools"))]
+    entropy = -(ShardSet(shards / "tools").counts() / (counts.sum() - 600) * np.log(counts / counts.sum())).sum()
+    assert unigram_cross_entropy(alone, alone) == pytest.approx(entropy)
+    tools = ShardSet(shards / "tools")
+    assert bits_per_byte(np.log(2), alone) == pytest.approx(tools.tokens / tools.bytes)
