@@ -75,8 +75,6 @@ def prepare() -> None:
     torch.cuda.synchronize = lambda *_: None  # type: ignore[assignment]
     for module in _MODULES_WITH_DEVICE_LITERALS:
         module.torch = _TorchOnCpu()  # type: ignore[attr-defined]
-    # Megatron Core's config warns about a CUDA-graph default that it sets itself.
-    warnings.filterwarnings("ignore", message="full scope is deprecated")
     megatron_random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
     megatron_random._CUDA_RNG_STATE_TRACKER = CpuRandomTracker()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
+
+from modeling import groups, megatron_bridge  # isort: skip  (the bridge first: it keeps Megatron Core's imports quiet)
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +21,6 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from modeling import groups, megatron_bridge
 from modeling.attention import CausalAttention
 from modeling.cross_entropy import linear_cross_entropy
 from modeling.execution import Execution
@@ -28,7 +30,6 @@ from modeling.linear import ColumnParallelLinear, RowParallelLinear
 from modeling.norms import NORMS
 from modeling.sharding import Shard, fill
 
-
 __all__ = ["GPT", "build", "describe", "forward_step"]
 
 
@@ -36,7 +37,8 @@ class GPT(GPTModel):
     """One pipeline chunk of the decoder.
 
     Called with tokens `[b, s]`, positions `[b, s]` and labels `[b, s]` it returns, on the last stage, each token's loss in nats
-    `[b, s]` (fp32); without labels the logits `[b, s, vocab]`; on other stages the hidden states `[s, b, h]`.
+    `[b, s]` (fp32); without labels the logits `[b, s, vocab]`, or with an inference context those of the last position `[b, 1, vocab]`; on
+    other stages the hidden states `[s, b, h]`.
     """
 
     def __init__(self, gpt: GPTConfig, execution: Execution, *, chunk: int | None) -> None:
@@ -73,6 +75,7 @@ class GPT(GPTModel):
         hidden_states: torch.Tensor,
         *,
         labels: torch.Tensor | None = None,
+        inference_context: Any = None,
         **_: Any,
     ) -> torch.Tensor:
         if not self.post_process:
@@ -84,6 +87,8 @@ class GPT(GPTModel):
         else:
             hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden_states, group=group)
         if labels is None:
+            if inference_context is not None:
+                hidden = hidden[-1:]  # the next token's logits are all that generation asks for
             logits = tensor_parallel.gather_from_tensor_model_parallel_region(F.linear(hidden, weight), group=group)
             return logits[..., : self.gpt.vocabulary].transpose(0, 1)
         s, b, h = hidden.shape
@@ -134,7 +139,6 @@ def _core_attention(gpt: GPTConfig) -> Any:
 
 def transformer_config(gpt: GPTConfig, execution: Execution) -> TransformerConfig:
     """Our two configs in Megatron Core's terms; it allocates, and we initialise."""
-    layout = execution.layout
     recompute: dict[str, Any] = {}
     if execution.recompute == "full":
         recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
@@ -142,6 +146,14 @@ def transformer_config(gpt: GPTConfig, execution: Execution) -> TransformerConfi
         # The attention core as in Korthikanti et al. 2022, section 5, and the MLP, whose 4 h wide activations are the largest.
         recompute = {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]}
     swiglu = gpt.activation == "swiglu"
+    with warnings.catch_warnings():
+        # Recomputing core attention would be a waste with Transformer Engine's fused one; ours it is meant for.
+        warnings.filterwarnings("ignore", message="If you are using transformer_engine as the transformer implementation")
+        return _transformer_config(gpt, execution, swiglu, recompute)
+
+
+def _transformer_config(gpt: GPTConfig, execution: Execution, swiglu: bool, recompute: dict[str, Any]) -> TransformerConfig:
+    layout = execution.layout
     return TransformerConfig(
         num_layers=gpt.num_layers,
         hidden_size=gpt.hidden_size,
@@ -172,6 +184,7 @@ def transformer_config(gpt: GPTConfig, execution: Execution) -> TransformerConfi
         apply_rope_fusion=False,
         batch_p2p_comm=False,
         deallocate_pipeline_outputs=False,
+        cuda_graph_scope=[],  # its own default makes it warn
         **recompute,
     )
 
@@ -195,6 +208,9 @@ def build(gpt: GPTConfig, execution: Execution) -> list[GPT]:
             if parameter.device.type != "meta":
                 fill(parameter, shards[name], execution.seed)
         if execution.compile:
+            # All layers share one compiled function; it has a variant for each of grad or not, banded or not and each size of
+            # micro-batch, and torch's limit of 8 would end the run.
+            torch._dynamo.config.recompile_limit = 64
             for layer in chunk.decoder.layers:
                 layer.forward = torch.compile(layer.forward, fullgraph=True, dynamic=False)
     return chunks
