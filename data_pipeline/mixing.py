@@ -3,8 +3,8 @@
 A chain of Beatty sequences: among the first g samples the first corpus gets floor((g a + phase) / 2^31), a its weight
 in units of 2^-31; what is left over is numbered afresh and shared out in the same way among the remaining corpora. In
 any window, wherever it starts and however long it is, a corpus's count differs from weight * length by less than its
-place in the mix (plus rounding of the weights, one part in 4e9), where random assignment is off by the square root of the
-length. So a batch has nearly the exact mixture, and a rank can ask for any g at once. The seed sets the phases.
+place in the mix (plus rounding of the weights, one part in 4e9), where random assignment is off by the square root of
+the length. So a batch has nearly the exact mixture, and a rank can ask for any g at once. The seed sets the phases.
 """
 
 from __future__ import annotations

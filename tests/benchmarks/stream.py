@@ -2,7 +2,7 @@
 
 Both sides read random samples of 2,049 tokens (uint16, page cache warm) and hand over int64 batches of 512. The peer is
 the usual way: one flat file, `numpy.memmap`, a random start for each sample, no checks. Ours adds the weighted mix, the
-per-epoch permutation and the CRC of every member the first time it is touched. Rounds alternate; medians are of CPU time.
+per-epoch permutation and the CRC of every member the first time it is touched. Rounds alternate; medians of CPU time.
 """
 
 from __future__ import annotations
@@ -105,9 +105,8 @@ def compare(folder: Path, megabytes: int, rounds: int, batches: int) -> None:
     peer = statistics.median(results["numpy memmap, random"])
     for name, rates in results.items():
         middle = statistics.median(rates)
-        print(
-            f"{name:48s} {middle:7.0f} Mtok per CPU-s ({min(rates):.0f}-{max(rates):.0f}), {middle / peer:.2f} of memmap"
-        )
+        spread = f"{min(rates):.0f}-{max(rates):.0f}"
+        print(f"{name:48s} {middle:7.0f} Mtok per CPU-s ({spread}), {middle / peer:.2f} of memmap")
     start = time.perf_counter()
     for _ in range(100):
         warm.locate(np.arange(10**11, 10**11 + BATCH))

@@ -265,10 +265,8 @@ def bad_recipes(tmp_path: Path) -> dict[str, tuple[PrepareConfig, type[UserError
     }
 
 
-CASES = (
-    "no corpus, no file, nothing left, too little, nothing held out, twice the name, path as name, weight, length, "
-    "vocabulary, model"
-).split(", ")
+CASES = ["no corpus", "no file", "nothing left", "too little", "nothing held out", "twice the name", "path as name"]
+CASES += ["weight", "length", "vocabulary", "model"]
 
 
 @pytest.mark.parametrize("case", CASES)
