@@ -6,7 +6,9 @@ group is a run of neighbouring ranks and stays inside a node.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +18,9 @@ from modeling.layout import Layout
 
 megatron_bridge.prepare()
 
-from megatron.core import parallel_state  # noqa: E402  (after the bridge, which also keeps its warnings quiet)
+# After the bridge, which also keeps their warnings quiet.
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ def coordinates() -> Coordinates:
         data=parallel_state.get_data_parallel_rank(),
         data_size=parallel_state.get_data_parallel_world_size(),
     )
+
+
+def pipeline_schedule() -> Callable[..., list[dict[str, Any]]]:
+    """Megatron Core's schedule for these groups: plain accumulation, 1F1B, or interleaved (Narayanan et al. 2021)."""
+    return get_forward_backward_func()
 
 
 def tensor_group() -> dist.ProcessGroup:

@@ -11,3 +11,9 @@ class RecipeError(ValueError):
     """A recipe that cannot run as written, or would train wrongly in silence."""
 
     exit_code = 2
+
+
+class Diverged(TrainingError):
+    """The loss or the gradient left the finite numbers, or kept spiking: a restart would do the same again."""
+
+    exit_code = 2

@@ -55,19 +55,16 @@ def load_recipe(source: Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(load_document(source, overrides))
 
 
-def load_document(source: Path, overrides: Sequence[str] = (), foreign: Mapping[str, type] | None = None) -> Document:
-    """A recipe's plain values with the overrides set; types are not looked at yet.
+def load_document(
+    source: Path | None, overrides: Sequence[str] = (), foreign: Mapping[str, type] | None = None
+) -> Document:
+    """A recipe's plain values with the overrides set; types are not looked at yet. Without a source it begins empty.
 
     `foreign` gives the types of sections that are not ours; overrides of those it lacks are passed over.
     Raises RecipeError.
     """
-    path = Path(source)
-    if path.is_dir():
-        path = path / RECIPE_FILE
-        if not path.is_file():
-            raise RecipeError(f"{path.parent} is no run's folder: it has no {RECIPE_FILE}")
     foreign = foreign or {}
-    document = _read_named_files(read_yaml(path))
+    document = {} if source is None else _read_named_files(read_yaml(_recipe_file(Path(source))))
     pairs = split_overrides(overrides)
     ours = {key: text for key, text in pairs if _section(key) in foreign or _section(key) not in FOREIGN_SECTIONS}
     named = {key.removeprefix("model."): text for key, text in ours.items() if key in ("model.family", "model.preset")}
@@ -236,6 +233,12 @@ def _sections(chosen: Family) -> dict[str, type]:
     """The sections as they may be written: a model's may name a preset."""
     written = make_dataclass("Model", [("preset", str | None, None)], bases=(chosen.config,))
     return get_type_hints(Recipe) | {"model": written}
+
+
+def _recipe_file(path: Path) -> Path:
+    if path.is_dir() and not (path / RECIPE_FILE).is_file():
+        raise RecipeError(f"{path} is no run's folder: it has no {RECIPE_FILE}")
+    return path / RECIPE_FILE if path.is_dir() else path
 
 
 def _mapping(section: object) -> Document:

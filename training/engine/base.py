@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
 from modeling import groups
 from modeling.execution import Execution
@@ -56,7 +55,7 @@ class Engine(ABC):
         self.shard_of = {id(parameter): shard for parameter, shard in inputs.shards}
         self.coordinates = groups.coordinates()
         self.device = groups.device()
-        self._schedule = get_forward_backward_func()
+        self._schedule = groups.pipeline_schedule()
         self.optimizer_steps = 0
         """Updates applied: Adam's own counter, skipped steps left out."""
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import warnings
@@ -12,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed tries devices one after the other, with warnings
@@ -21,16 +21,17 @@ if not torch.cuda.is_available():
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
 
 import deepspeed
-import deepspeed.comm.torch as deepspeed_torch_backend
 from deepspeed.runtime import bf16_optimizer
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
+from modeling.groups import parallel_state
 from training.config import OptimizerConfig, ParallelConfig
 
 # On a CPU DeepSpeed would compile a shared-memory collective at the first start, for inference that never happens here.
-deepspeed_torch_backend.build_shm_op = lambda: None
+# (`deepspeed.comm.torch` as an attribute is torch itself: the module must be asked for by name.)
+importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
 
 # Where a flat run of a parameter lives: (parameter, first element, the group's flat fp32 tensor, offset in it, length).
 Run = tuple[torch.nn.Parameter, int, torch.Tensor, int, int]

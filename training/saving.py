@@ -1,0 +1,189 @@
+"""A run's checkpoints: what goes into one, and which one a run continues from. Collective over all ranks."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from data_pipeline.stream import Stream
+from training.checkpoint import (
+    Checkpoint,
+    CheckpointMismatch,
+    CheckpointWriter,
+    DamagedCheckpoint,
+    Retention,
+    SaveFailed,
+    candidates,
+    set_aside,
+)
+from training.config import CheckpointConfig
+from training.engine import Engine
+from training.metrics import EventLog
+from training.position import Position
+from training.recipe import Recipe, to_document
+
+_log = logging.getLogger("trestle.training")
+_PARTS = ("torch", "megatron-core", "deepspeed", "sentencepiece", "webdataset")
+
+
+class RunCheckpoints:
+    """Saves and finds the checkpoints of one run."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig, events: EventLog) -> None:
+        self.directory = folder / "checkpoints"
+        self.rank = dist.get_rank()
+        self._events = events
+        self._announced: int | None = None
+        self._failure: SaveFailed | None = None
+        retention = Retention(keep=config.keep, keep_best=config.keep_best, keep_every=config.keep_every)
+        self._writer = CheckpointWriter(
+            self.directory, self.rank, dist.get_world_size(), asynchronous=config.asynchronous, retention=retention
+        )
+        self._announced = self._writer.last_verified
+        dist.barrier()  # rank 0 clears what a killed process left before anybody writes
+
+    # -- saving ---------------------------------------------------------------------------------------------------
+
+    def save(self, engine: Engine, position: Position, stream: Stream, recipe: Recipe) -> None:
+        """Copy the state and write it beside the training. A failure is reported, and training goes on: see `finish`."""
+        try:
+            stall = self._writer.save(position.step, engine.pieces(), state_of(engine, position, stream, recipe))
+            _log.info("checkpoint of step %d: copied in %.3f s", position.step, stall)
+        except SaveFailed as failure:
+            self._report(failure)
+
+    def poll(self) -> None:
+        """Say that a checkpoint is in place, or has failed, as soon as it is known; never waits."""
+        try:
+            self._writer.check()
+        except SaveFailed as failure:
+            self._report(failure)
+        self._announce()
+
+    def finish(self) -> None:
+        """Wait for the last save. Raises SaveFailed if the newest save is not in place."""
+        try:
+            self._writer.wait()
+        except SaveFailed as failure:
+            self._report(failure)
+        self._announce()
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def last_verified(self) -> int | None:
+        """Step of the newest checkpoint in place."""
+        return self._writer.last_verified
+
+    def _announce(self) -> None:
+        newest = self._writer.last_verified
+        if newest is not None and newest != self._announced:
+            self._announced = newest
+            self._failure = None
+            if self.rank == 0:
+                self._events.write("checkpointed", step=newest)
+
+    def _report(self, failure: SaveFailed) -> None:
+        self._failure = failure
+        _log.error("%s; training goes on", failure)
+        if self.rank == 0:
+            print(f"trestle: {failure}; training goes on", flush=True)
+            self._events.write("checkpoint_failed", reason=str(failure))
+
+    # -- resuming -------------------------------------------------------------------------------------------------
+
+    def resume_point(self) -> Checkpoint | None:
+        """The newest checkpoint that verifies; damaged ones are set aside, with an event. Collective."""
+        while True:
+            path = self._agree_on(0)
+            if path is None:
+                return None
+            damage = self._damage(path)
+            if damage is None:
+                return Checkpoint(path)
+            self._put_away(path, damage, "damaged")
+
+    def before(self, back: int) -> Checkpoint | None:
+        """The `back`-th newest checkpoint that verifies (1: the newest), newer ones put away: the run leaves their future."""
+        for _ in range(back - 1):
+            newest, older = self._agree_on(0), self._agree_on(1)
+            if newest is None or older is None:
+                break
+            self._put_away(newest, "the run went back to an earlier one after a loss spike", "abandoned")
+        found = self.resume_point()
+        self._announced = None if found is None else found.step
+        return found
+
+    def _agree_on(self, number: int) -> Path | None:
+        """Rank 0's view of the directory counts."""
+        found = candidates(self.directory) if self.rank == 0 else []
+        choice = [str(found[number]) if number < len(found) else None]
+        dist.broadcast_object_list(choice, src=0)
+        return None if choice[0] is None else Path(choice[0])
+
+    def _damage(self, path: Path) -> str | None:
+        """Each rank verifies its share of the files; the first damage that any rank found."""
+        found: str | None = None
+        try:
+            Checkpoint(path).verify(self.rank, dist.get_world_size())
+        except DamagedCheckpoint as damage:
+            found = str(damage)
+        everyone: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, found)
+        return next((damage for damage in everyone if damage is not None), None)
+
+    def _put_away(self, path: Path, reason: str, label: str) -> None:
+        if self.rank == 0:
+            set_aside(path, reason, label)
+            self._events.write(f"checkpoint_{label}", checkpoint=path.name, reason=reason)
+            print(f"trestle: {path.name} is set aside: {reason}", flush=True)
+        dist.barrier()
+
+
+def state_of(engine: Engine, position: Position, stream: Stream, recipe: Recipe) -> dict[str, Any]:
+    """The manifest's `state`."""
+    parallel = recipe.parallel
+    return {
+        "position": position.to_json(),
+        "tokens": position.samples * stream.sequence_length,
+        "validation_loss": position.validation_loss,
+        "data": stream.state(position.samples),
+        "layout": {
+            "world_size": dist.get_world_size(),
+            "tensor": parallel.tensor,
+            "pipeline": parallel.pipeline,
+            "virtual_pipeline": parallel.virtual_pipeline,
+            "sequence": parallel.sequence,
+            "zero_stage": parallel.zero_stage,
+        },
+        # Nothing is drawn in an order: dropout's generators are seeded each step from these.
+        "rng": {"kind": "seeded by (seed, step, data rank, stage, tensor rank)", "seed": recipe.run.seed, "step": position.step},
+        "schedule": {"kind": recipe.optimizer.schedule, "lr": recipe.optimizer.lr},
+        # fp32 whatever the precision: bf16 weights are the masters rounded, so that storing both would say it twice.
+        "weights": "fp32 masters",
+        "recipe": to_document(recipe),
+        "versions": {part: version(part) for part in _PARTS},
+    }
+
+
+def restore(engine: Engine, stream: Stream, recipe: Recipe, checkpoint: Checkpoint) -> Position:
+    """Take over weights, moments and position. Raises DataMismatch or CheckpointMismatch when they are another run's."""
+    state = checkpoint.state
+    saved = state["recipe"]["model"]
+    mine = to_document(recipe)["model"]
+    different = [key for key in sorted(saved.keys() | mine.keys()) if saved.get(key) != mine.get(key)]
+    if different:
+        what = ", ".join(f"model.{key} was {saved.get(key)} and is {mine.get(key)}" for key in different)
+        raise CheckpointMismatch(f"{checkpoint.path} holds another model: {what}; set it back, or start a new run")
+    position = Position.from_json(state["position"])
+    if state["data"] is not None:
+        stream.check_state(state["data"])
+    engine.load(checkpoint.read, position.optimizer_steps)
+    # No rank may overwrite or delete what another one still reads.
+    torch.distributed.barrier()
+    return position

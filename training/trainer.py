@@ -1,0 +1,304 @@
+"""The loop of one rank: batch → loss → step, and everything that happens between steps."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.batching import BatchSchedule, Duration
+from data_pipeline.stream import Stream
+from modeling import groups, megatron_bridge
+from modeling.registry import Family
+from training.batches import Batches
+from training.checkpoint import Checkpoint
+from training.engine import Engine, StepResult
+from training.errors import Diverged
+from training.figures import Tally, device_name, flops_note, memory_bytes, public
+from training.metrics import EventLog, Recorder, StepClock, format_line, goodput, mfu, peak_flops, read_events
+from training.position import Position
+from training.process import Heartbeat, StopRequest
+from training.recipe import Recipe, to_yaml
+from training.saving import RunCheckpoints, restore
+from training.schedule import Schedule
+from training.validation import Validation, Validator
+
+_log = logging.getLogger("trestle.training")
+
+
+@dataclass
+class Parts:
+    """What a trainer works with; `training.worker` puts it together."""
+
+    recipe: Recipe
+    folder: Path
+    family: Family
+    engine: Engine
+    stream: Stream
+    checkpoints: RunCheckpoints
+    events: EventLog
+    heartbeat: Heartbeat
+    stop: StopRequest
+    rank: int
+    world_size: int
+
+
+class Trainer:
+    """One run on one rank, from its newest checkpoint to its end."""
+
+    def __init__(self, parts: Parts, checkpoint: Checkpoint | None) -> None:
+        self.parts = parts
+        recipe = self.recipe = parts.recipe
+        self.engine, self.stream = parts.engine, parts.stream
+        self.batch_schedule = BatchSchedule(recipe.batch, self.stream.sequence_length)
+        self.total_steps = self._steps_of(recipe.training.steps)
+        self.schedule = self._learning_rates()
+        self.position = Position()
+        if checkpoint is not None:
+            self.position = restore(self.engine, self.stream, recipe, checkpoint)
+        self.clock = StepClock(self.position.useful_seconds)
+        self.tally = Tally(self.stream.corpora, self.engine.device)
+        self.recorder: Recorder | None = None
+        if parts.rank == 0:
+            self.recorder = Recorder(parts.folder, checkpoint.step if checkpoint is not None else None)
+            self._write_texts()
+        self.validator = self._validator()
+        self._batches: Batches | None = None
+        self._flops = parts.family.flops_per_token(recipe.model)
+        self._restarts = sum(1 for e in read_events(parts.folder / "events.jsonl") if e["event"] == "restarted")
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self) -> bool:
+        """Train to the end; False when the run was asked to stop before it, and has saved. Collective."""
+        try:
+            while not self._finished():
+                self._train_step()
+                stopping = self.parts.stop.reached(self.position.step)
+                self._between_steps(stopping)
+                if stopping and not self._finished():
+                    self.parts.checkpoints.finish()
+                    return False
+            self.parts.checkpoints.finish()
+            return True
+        finally:
+            self._close()
+
+    def _finished(self) -> bool:
+        early = self.recipe.training.stop_after or self.total_steps
+        patience = self.recipe.training.early_stopping
+        enough = patience is not None and self.position.validations_without_gain >= patience
+        return self.position.step >= min(self.total_steps, early) or enough
+
+    def _train_step(self) -> None:
+        position, clock = self.position, self.clock
+        with clock.phase("data"):
+            batch = next(self._data())
+        with clock.phase("forward_backward"):
+            self._seed_dropout()
+            figures = self.engine.forward_backward(batch.micro_batches)
+        samples = position.samples + batch.samples
+        rate = self.schedule.learning_rate(position.step, samples * self.stream.sequence_length)
+        with clock.phase("optimizer"):
+            result = self.engine.step(rate)
+        self.tally.add(batch, figures)
+        clock.step_done()
+        position.step += 1
+        position.samples = samples
+        position.optimizer_steps = self.engine.optimizer_steps
+        position.useful_seconds = clock.useful_seconds
+        self.parts.heartbeat.beat(position.step)
+        self._note(result)
+        self._rate, self._norm, self._size = rate, result.grad_norm, batch.samples
+
+    def _note(self, result: StepResult) -> None:
+        """Count steps that were left out, and stop when there are too many in a row."""
+        position = self.position
+        position.skipped_steps += result.skipped
+        position.skipped_in_a_row = position.skipped_in_a_row + 1 if result.skipped else 0
+        limit = self.recipe.training.max_skipped_steps
+        if result.skipped and self.parts.rank == 0:
+            self.parts.events.write("skipped", step=position.step, reason="the gradient norm is not finite")
+        if position.skipped_in_a_row >= limit:
+            raise Diverged(
+                f"{limit} steps in a row had a gradient that is not finite (training.max_skipped_steps); "
+                "lower optimizer.lr, lengthen optimizer.warmup, or look at the data before this step"
+            )
+
+    def _between_steps(self, stopping: bool) -> None:
+        recipe, step = self.recipe, self.position.step
+        if self._went_back_after_spike():
+            return
+        last = self._finished()
+        every = recipe.training.validate_every
+        validated = None
+        if self.validator is not None and (last or (every and step % every == 0)):
+            with self.clock.phase("validation"):
+                validated = self.validator.run()
+            self.position.validated(validated.loss)
+            last = self._finished()
+        every = recipe.checkpoint.every
+        if last or stopping or (every and step % every == 0):
+            with self.clock.phase("checkpoint"):
+                self.parts.checkpoints.save(self.engine, self.position, self.stream, recipe)
+        self.parts.checkpoints.poll()
+        if last or stopping or validated is not None or step % recipe.training.log_every == 0:
+            self._log(validated)
+
+    def _went_back_after_spike(self) -> bool:
+        factor = self.recipe.training.spike_factor
+        if factor is None:
+            return False
+        loss = self.tally.step_loss()
+        if not self.position.is_spike(loss, factor):
+            return False
+        self._go_back(loss)
+        return True
+
+    def _go_back(self, loss: float) -> None:
+        """After a loss spike: return to an earlier checkpoint and leave out the data since (Chowdhery et al. 2022, section 5.1)."""
+        spiked = self.position
+        spikes = spiked.spikes + 1
+        if spikes > self.recipe.training.max_spikes:
+            raise Diverged(f"the loss spiked {spikes} times (training.max_spikes {self.recipe.training.max_spikes}); last to {loss:.4g}")
+        self.parts.checkpoints.finish()
+        checkpoint = self.parts.checkpoints.before(self.recipe.training.spike_checkpoints)
+        if checkpoint is None:
+            raise Diverged(f"the loss spiked to {loss:.4g} at step {spiked.step}, and there is no checkpoint to go back to")
+        self._stop_reading()
+        self.position = restore(self.engine, self.stream, self.recipe, checkpoint)
+        self.position.spikes = spikes
+        self.stream.skip(self.position.samples, spiked.samples - self.position.samples)
+        self.clock.useful_seconds = self.position.useful_seconds
+        if self.recorder is not None:
+            left_out = spiked.samples - self.position.samples
+            fields = {"step": spiked.step, "loss": loss, "back_to": checkpoint.step, "samples_skipped": left_out}
+            self.parts.events.write("spike", **fields)
+            self.recorder.rewind(checkpoint.step)
+            print(f"loss spiked to {loss:.4f} at step {spiked.step}: back to step {checkpoint.step}, skipping {left_out} samples", flush=True)
+
+    # -- between steps --------------------------------------------------------------------------------------------
+
+    def _log(self, validated: Validation | None) -> None:
+        position = self.position
+        figures: dict[str, Any] = self.tally.reduce(self.engine.parameter_norm_squared())
+        if self.recorder is None:
+            return
+        tokens = position.samples * self.stream.sequence_length
+        figures |= {
+            "learning_rate": self._rate,
+            "grad_norm": self._norm,
+            "tokens": tokens,
+            "samples": position.samples,
+            "batch_size": self._size,
+            "skipped_steps": position.skipped_steps,
+            "restarts": self._restarts,
+            "memory_bytes": memory_bytes(),
+        }
+        figures |= {f"epochs/{name}": passes for name, passes in self.stream.epochs(position.samples).items()}
+        figures |= self._speed()
+        events = read_events(self.parts.folder / "events.jsonl")
+        figures["goodput"] = goodput(self.clock.useful_seconds, events, datetime.now(UTC))
+        if validated is not None:
+            figures |= validated.figures()
+        figures = public(figures)
+        self.recorder.log(position.step, figures)
+        self.recorder.show_events(position.step)
+        newest = self.parts.checkpoints.last_verified
+        print(format_line({"step": position.step, **figures}, steps=self.total_steps, checkpoint=newest), flush=True)
+
+    def _speed(self) -> dict[str, Any]:
+        times = self.clock.take()
+        if not times:
+            return {}
+        samples_per_second = self._size / times["step_seconds"]
+        tokens_per_second = samples_per_second * self.stream.sequence_length
+        return {
+            "tokens_per_second": tokens_per_second,
+            "samples_per_second": samples_per_second,
+            "mfu": mfu(self._flops, tokens_per_second, device_name(), self.parts.world_size),
+            **times,
+        }
+
+    def _data(self) -> Batches:
+        if self._batches is None:
+            here = groups.coordinates()
+            self._batches = Batches(
+                self.stream,
+                self.batch_schedule,
+                self.recipe.batch.micro_batch_size,
+                self.engine.device,
+                step=self.position.step,
+                samples=self.position.samples,
+                index=here.data,
+                count=here.data_size,
+                depth=self.recipe.data.prefetch,
+            )
+        return self._batches
+
+    def _stop_reading(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def _close(self) -> None:
+        self._stop_reading()
+        if self.recorder is not None:
+            self.recorder.close()
+
+    # -- what the recipe says ---------------------------------------------------------------------------------------
+
+    def _steps_of(self, duration: int | str) -> int:
+        parsed = Duration.parse(duration)
+        if parsed.steps is not None:
+            return parsed.steps
+        assert parsed.tokens is not None
+        return self.batch_schedule.step_of_tokens(parsed.tokens)
+
+    def _learning_rates(self) -> Schedule:
+        optimizer = self.recipe.optimizer
+        length = self.stream.sequence_length
+        return Schedule(
+            optimizer.schedule,
+            optimizer.lr,
+            warmup=Duration.parse(optimizer.warmup),
+            decay=None if optimizer.decay is None else Duration.parse(optimizer.decay),
+            total=Duration.parse(self.recipe.training.steps),
+            min_lr_ratio=optimizer.min_lr_ratio,
+            tokens_at=lambda steps: self.batch_schedule.start(steps) * length,
+        )
+
+    def _seed_dropout(self) -> None:
+        """Dropout's masks are a function of (seed, step, rank's place): nothing about them needs saving."""
+        if getattr(self.recipe.model, "dropout", 0.0) > 0:
+            here = groups.coordinates()
+            text = f"{self.recipe.run.seed}:dropout:{self.position.step}:{here.data}:{here.pipeline}"
+            seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "little")
+            megatron_bridge.seed_dropout(seed, here.tensor)
+
+    def _validator(self) -> Validator | None:
+        recipe = self.recipe
+        if not recipe.data.validation:
+            return None
+        return Validator(
+            self.engine,
+            recipe.data.validation,
+            self.stream.tokenizer().token_bytes,
+            micro_batch_size=recipe.batch.micro_batch_size,
+            samples=recipe.training.validation_samples,
+            alive=lambda: self.parts.heartbeat.beat(self.position.step),
+        )
+
+    def _write_texts(self) -> None:
+        assert self.recorder is not None
+        family, model, world = self.parts.family, self.recipe.model, self.parts.world_size
+        peak = peak_flops(device_name())
+        self.recorder.text(self.position.step, "recipe", f"```yaml\n{to_yaml(self.recipe)}\n```")
+        note = flops_note(family.flops_per_token(model), peak, world, family.parameter_count(model))
+        self.recorder.text(self.position.step, "mfu", note)
+

@@ -1,0 +1,109 @@
+"""Validation: mean loss, perplexity and bits per byte of held-out samples, the same on any layout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from data_pipeline.config import ShardSource
+from data_pipeline.stream import ValidationSet
+from modeling import groups
+from training.batches import split
+from training.engine import Engine
+
+_CHUNK = 8  # micro-batches a rank runs between two signs of life
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a validation found."""
+
+    loss: float
+    """Nats per token."""
+    bits_per_byte: float
+    """Bits per UTF-8 byte of the text that the tokens stand for; end-of-document tokens cost bits and stand for none."""
+    loss_of: dict[str, float]
+    """Nats per token of each held-out set."""
+    samples: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))  # beyond, a float has no number for it
+
+    def figures(self) -> dict[str, float]:
+        """Under the names of metrics.jsonl."""
+        figures = {
+            "validation_loss": self.loss,
+            "validation_perplexity": self.perplexity,
+            "validation_bits_per_byte": self.bits_per_byte,
+        }
+        return figures | {f"validation_loss/{name}": loss for name, loss in self.loss_of.items()}
+
+
+class Validator:
+    """Evaluates up to `samples` samples of each held-out set (0: all)."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        sources: list[ShardSource],
+        token_bytes: np.ndarray,
+        *,
+        micro_batch_size: int,
+        samples: int,
+        alive: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._sets = [ValidationSet([source]) for source in sources]
+        self._token_bytes = token_bytes
+        self._micro = micro_batch_size
+        self._limit = samples
+        self._alive = alive
+
+    def run(self) -> Validation:
+        """Collective: every rank calls it, every rank gets the result."""
+        sums = torch.zeros(len(self._sets), 3, dtype=torch.float64)
+        for number, held_out in enumerate(self._sets):
+            count = min(len(held_out), self._limit) if self._limit else len(held_out)
+            sums[number] = self._evaluate(held_out, count)
+        sums = sums.to(self._engine.device)
+        dist.all_reduce(sums)
+        nats, tokens, octets = sums.sum(0).tolist()
+        each = {s.names[0]: float(row[0] / row[1]) for s, row in zip(self._sets, sums.tolist(), strict=True)}
+        samples = round(tokens / self._sets[0].sequence_length)
+        return Validation(nats / tokens, nats / math.log(2.0) / octets, each, samples)
+
+    def _evaluate(self, held_out: ValidationSet, count: int) -> torch.Tensor:
+        """This rank's part of (nats, tokens, bytes) over the first `count` samples."""
+        here = groups.coordinates()
+        per_rank = -(-count // (here.data_size * self._micro)) * self._micro
+        # The interleaved schedule wants whole rounds of micro-batches.
+        rounds = self._engine.inputs.parallel.pipeline if self._engine.inputs.parallel.virtual_pipeline > 1 else 1
+        per_rank = -(-per_rank // (self._micro * rounds)) * self._micro * rounds
+        chunk = max(_CHUNK // rounds, 1) * rounds * self._micro
+        total = torch.zeros(3, dtype=torch.float64)
+        for low in range(here.data * per_rank, (here.data + 1) * per_rank, chunk):
+            size = min(chunk, (here.data + 1) * per_rank - low)
+            total += self._chunk(held_out, count, low, size)
+            self._alive()
+        return total
+
+    def _chunk(self, held_out: ValidationSet, count: int, low: int, size: int) -> torch.Tensor:
+        """Samples low … low + size; those past `count` only fill the schedule up, and weigh nothing."""
+        first = min(low, count - 1)
+        real = max(0, min(size, count - low))
+        batch = held_out.batch(first, max(real, 1))
+        tokens = np.concatenate([batch.tokens, np.repeat(batch.tokens[-1:], size - len(batch.tokens), axis=0)])
+        filled = type(batch)(tokens, np.zeros(size, dtype=np.int64))
+        figures = self._engine.evaluate(split(filled, self._micro, self._engine.device))
+        if not groups.is_last_stage() or groups.coordinates().tensor != 0:
+            return torch.zeros(3, dtype=torch.float64)
+        losses = torch.cat([f["sample_losses"] for f in figures]).double()[:real]
+        labels = tokens[:real, 1:]
+        nats = float(losses.sum()) * labels.shape[1]
+        return torch.tensor([nats, labels.size, float(self._token_bytes[labels].sum())], dtype=torch.float64)
