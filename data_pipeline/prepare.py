@@ -215,9 +215,9 @@ class _Preparation:
 
         def encoded() -> Iterator[NDArray[np.int32]]:
             for texts in _batches(spool):
-                for ids in tokenizer.encode_batch(texts, self.threads):
-                    counts[:] += np.bincount(ids, minlength=len(counts))
-                    yield ids
+                documents = tokenizer.encode_batch(texts, self.threads)
+                counts[:] += np.bincount(np.concatenate(documents), minlength=len(counts))
+                yield from documents
 
         build_shards(writer, packer.pack(encoded()))
         counts[tokenizer.eod_id] += spool.documents

@@ -47,7 +47,8 @@ class Tokenizer:
         self._bytes_of = [self._bytes(i) for i in range(self.vocab_size)]
         #: UTF-8 bytes that each token stands for, int64 [vocab_size]; 0 for the end of a document and other controls
         self.token_bytes: NDArray[np.int64] = np.array([len(b) for b in self._bytes_of], dtype=np.int64)
-        self._space_mark_ids = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in SPACE_MARK.encode()]
+        mark = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in SPACE_MARK.encode()]
+        self._space_mark_ids = np.array(mark, dtype=np.int32)
         self._check()
 
     def encode(self, text: str) -> list[int]:
@@ -69,17 +70,16 @@ class Tokenizer:
             utf8 = [segment.encode() for segment in segments]
         except UnicodeEncodeError as error:
             raise BadTokenizer("the text has a lone surrogate, which UTF-8 cannot hold: drop or replace it") from error
-        encoded = self._processor.encode(utf8, out_type=int, num_threads=threads) if utf8 else []
-        return [self._join([encoded[n] if n >= 0 else self._space_mark_ids for n in parts]) for parts in plan]
+        encoded = self._processor.encode(utf8, return_type="numpy", num_threads=threads) if utf8 else []
+        nothing = np.zeros(0, dtype=np.int32)
+        return [
+            np.concatenate([nothing, *(encoded[n] if n >= 0 else self._space_mark_ids for n in parts)])
+            for parts in plan
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the tokens; bytes that are not UTF-8 (a model may sample such) become U+FFFD."""
         return b"".join(self._bytes_of[i] for i in ids).decode("utf-8", errors="replace")
-
-    @staticmethod
-    def _join(parts: list[list[int]]) -> NDArray[np.int32]:
-        arrays = [np.array(part, dtype=np.int32) for part in parts]
-        return np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int32)
 
     def _bytes(self, token: int) -> bytes:
         processor = self._processor
@@ -93,7 +93,7 @@ class Tokenizer:
     def _check(self) -> None:
         if self.eod_id < 0:
             raise BadTokenizer(f"tokenizer {self.path} has no end-of-sentence piece to end documents with")
-        if any(self._processor.is_unknown(i) for i in self._space_mark_ids):
+        if any(self._processor.is_unknown(i) for i in self._space_mark_ids.tolist()):
             raise BadTokenizer(f"tokenizer {self.path} has no byte fallback, so it loses text: train one with it")
         probe = " a  b\t\n\n \u00a0e\u0301ﬁ\u3000①\r\n "
         if self.decode(self.encode(probe)) != probe:
