@@ -13,7 +13,7 @@ Start with `supervisor.run`, which the launcher calls; then, from the outside in
 - `agent`        the actor on each node
 - `processes`    one node's ranks: start, heartbeats, logs, end (no Ray); `output` follows rank 0's log
 - `die_with_parent`  the small program through which every rank is started
-- `leftovers`    ends whole process trees
+- `leftovers`    ends whole process trees, even when the driver was killed
 - `signals`      SIGTERM and Ctrl-C as requests
 - `errors`       everything this room raises on purpose
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster.diagnosis import RankState
 from cluster.errors import CommandNotFound, LaunchError
+from cluster.leftovers import Guard
 from cluster.processes import Launch, RankGroup, Report
 
 PORTS = range(20000, 30000)
@@ -27,7 +28,7 @@ class Agent:
     def __init__(self, scratch: str | None) -> None:
         """`scratch`: where heartbeat files live, already private to the run; None: make and remove a place here."""
         self._scratch = Path(scratch or tempfile.mkdtemp(prefix="trestle-", dir=_memory_or_temporary()))
-        self._owns_scratch = scratch is None
+        self._guard = None if scratch is not None else Guard(self._scratch)
         self._group: RankGroup | None = None
         self._lock = threading.Lock()
 
@@ -82,8 +83,9 @@ class Agent:
             if self._group is not None:
                 self._group.stop(0.0)
                 self._group = None
-            if self._owns_scratch:
-                shutil.rmtree(self._scratch, ignore_errors=True)
+            if self._guard is not None:
+                self._guard.close()
+                self._guard = None
 
     def _running(self) -> RankGroup:
         if self._group is None:

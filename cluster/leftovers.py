@@ -1,9 +1,15 @@
-"""Find and end a whole tree of processes, safe against reused process numbers."""
+"""Find and end whole groups of processes, safe against reused process numbers.
+
+Also a program, which `Guard` starts: `python -I -S leftovers.py DIRECTORY STARTED_BY`.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -17,6 +23,27 @@ class Process(NamedTuple):
 
     pid: int
     started: int
+
+
+class Guard:
+    """Removes `directory` when told to, or when this process has died, after ending all that have a file open there.
+
+    So that a driver killed by SIGKILL leaves nothing behind either: Ray's per-node helpers would go on for minutes
+    looking for their dead head. While this process lives it ends nobody, since its own children may hold such a file.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        command = [sys.executable, "-I", "-S", __file__, str(directory), str(os.getpid())]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """Remove the directory."""
+        self._process.communicate()
 
 
 def tree_of(text: str) -> set[Process]:
@@ -37,6 +64,17 @@ def tree_of(text: str) -> set[Process]:
             walk(child.pid, belongs)
 
     walk(os.getpid(), False)
+    return found
+
+
+def holders_of(directory: str) -> set[Process]:
+    """This user's processes, other than this one, that have a file below `directory` open."""
+    found: set[Process] = set()
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid() and _holds(int(entry), directory.rstrip("/") + "/"):
+            status = _status(int(entry))
+            if status is not None:
+                found.add(status[1])
     return found
 
 
@@ -61,6 +99,15 @@ def end_all(processes: Iterable[Process], patience_until: float) -> None:
         left = {process for process in left if alive(process)}
 
 
+def _holds(pid: int, prefix: str) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        for descriptor in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+                if os.readlink(descriptor.path).startswith(prefix):
+                    return True
+    return False
+
+
 def _status(pid: int) -> tuple[int, Process, str] | None:
     """(parent, process, state letter) from /proc/PID/stat, whose second field may hold spaces and parentheses."""
     try:
@@ -74,3 +121,12 @@ def _command_line(pid: int) -> str:
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     return ""
+
+
+if __name__ == "__main__":
+    guarded, started_by = sys.argv[1], int(sys.argv[2])
+    sys.stdin.buffer.read()
+    if os.getppid() != started_by:
+        end_all(holders_of(guarded), time.monotonic())
+        end_all(holders_of(guarded), time.monotonic())  # what the first ones were just starting
+    shutil.rmtree(guarded, ignore_errors=True)

@@ -130,7 +130,8 @@ def test_sigterm_saves_and_meanwhile_nobody_gets_in(tmp_path: Path) -> None:
         assert {address for address, _ in sockets} == {"127.0.0.1"}
         statuses = {port: status_of_job_submission(port) for _, port in sockets}
         assert 401 in statuses.values(), "the agent's HTTP API was not found, so that nothing has been shown"
-        assert set(statuses.values()) <= {401, 403, 404, None}, statuses
+        # 405: the exporter of figures, which only reads. None: gRPC, tried below.
+        assert set(statuses.values()) <= {401, 405, None}, statuses
         assert_not_joinable_without_token(root, tmp_path)
 
         run_.process.send_signal(signal.SIGTERM)
@@ -156,6 +157,7 @@ def assert_not_joinable_without_token(root: Path, tmp_path: Path) -> None:
         environment.pop(name, None)
     command = [sys.executable, "-c", script]
     answer = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=100)
+    print(answer)
     assert answer.returncode == 1 and answer.stdout.startswith("HeadUnreachable"), answer
     assert answer.stdout.count("\n") == 1
 
@@ -180,10 +182,13 @@ def test_a_killed_driver_takes_everything_with_it(tmp_path: Path) -> None:
         processes = run_.processes()
         assert rank in {process.pid for process in processes}
         run_.process.kill()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 20
         while any(alive(process) for process in processes) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not any(alive(process) for process in processes)
+        while list(run_.temporary.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert list(run_.temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
@@ -191,7 +196,7 @@ def test_a_port_where_no_ray_answers_is_given_up_in_time(tmp_path: Path, answer:
     with socket.create_server(("127.0.0.1", 0)) as server:
         config = ClusterConfig(address=f"127.0.0.1:{server.getsockname()[1]}", connect_seconds=2.0)
         started = time.monotonic()
-        with pytest.raises(HeadUnreachable, match="no Ray head has answered at 127.0.0.1") as raised:
+        with pytest.raises(HeadUnreachable, match="no Ray head has answered at ") as raised:
             run(
                 ["true"],
                 config,
