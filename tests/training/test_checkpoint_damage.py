@@ -201,6 +201,39 @@ def test_a_signed_manifest_that_is_incomplete_is_damage(directory: Path, lie: di
         Checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"flat": [0, 18]},  # runs into its neighbour's bytes at the end of the file
+        {"flat": [17, 36]},  # leaves its box
+        {"flat": [5, 5]},
+        {"flat": ["0", 5]},
+        {"box_offset": [3, 0]},  # leaves the tensor
+        {"box_shape": [7]},
+        {"kinds": {"weight": ["F32", -4]}},
+        {"kinds": {"weight": ["F32", 1 << 40]}},
+        {"kinds": {"weight": ["I8", 0]}},
+        {"kinds": []},
+        {"global_shape": None},
+    ],
+)
+def test_a_signed_record_that_points_outside_its_file_or_tensor_is_damage(directory: Path, lie: dict) -> None:
+    path = directory / "step-00000020"
+    manifest = Checkpoint(path).manifest
+    record = json.loads((path / "rank-00000.json").read_text())
+    last = record["pieces"][-1]
+    if lie.get("flat") == [0, 18]:
+        last["flat"] = [0, last["flat"][1] + 1]
+    else:
+        record["pieces"][0] |= lie
+    raw = json.dumps(record).encode()
+    (path / "rank-00000.json").write_bytes(raw)
+    manifest["files"]["rank-00000.json"] = {"size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    sign(path, manifest)
+    with pytest.raises(DamagedCheckpoint, match="not a record"):
+        Checkpoint(path).tensor("embedding")
+
+
 def test_a_tensor_of_another_shape_or_name_is_refused_with_both_shapes(directory: Path) -> None:
     checkpoint = Checkpoint(directory / "step-00000020")
     with pytest.raises(CheckpointMismatch, match=r"shape \[7, 5\], the model has \[7, 6\]") as caught:

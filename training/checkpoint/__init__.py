@@ -5,6 +5,7 @@
 - `writer`     CheckpointWriter: copies to host memory, then writes beside the training
 - `meeting`    how ranks agree through files that a checkpoint is complete
 - `retention`  which checkpoints are kept
+- `index`      which stored piece holds what
 - `reader`     Checkpoint: verifies, and reads any piece from whatever pieces were saved
 - `inspect`    a checkpoint as a table
 - `errors`     what can go wrong

@@ -77,17 +77,6 @@ class Entry:
     def nbytes(self) -> int:
         return self.piece.numel * self.dtype.itemsize
 
-    def to_json(self) -> dict[str, Any]:
-        return {**self.piece.to_json(), "dtype": DTYPES[self.dtype], "offset": self.offset}
-
-    @classmethod
-    def from_json(cls, entry: dict[str, Any]) -> Entry:
-        """The inverse of to_json. Raises ValueError, KeyError or TypeError on anything else."""
-        offset = entry["offset"]
-        if type(offset) is not int or offset < 0:
-            raise ValueError(f"byte offset {offset!r} of {entry['name']}")
-        return cls(Piece.from_json(entry), DTYPES_BY_NAME[entry["dtype"]], offset)
-
 
 def plan_file(pieces: list[tuple[Piece, torch.dtype]]) -> tuple[bytes, list[Entry]]:
     """The safetensors header of a file with these pieces, and where each of them lies; entries in the order given.
@@ -127,6 +116,19 @@ def _key(piece: Piece) -> str:
     if not piece.is_whole_box:
         key += f"[flat {piece.flat_start}:{piece.flat_stop}]"
     return key
+
+
+def record(entries: list[Entry], rank_state: dict[str, Any] | None) -> bytes:
+    """A rank's record: what its file holds, a line for each flat range of a box with all kinds stored of it."""
+    ranges: dict[tuple[Any, ...], dict[str, list[Any]]] = {}
+    for entry in entries:
+        piece = entry.piece
+        key = (piece.name, piece.global_shape, piece.box_offset, piece.box_shape, (piece.flat_start, piece.flat_stop))
+        ranges.setdefault(key, {})[piece.kind] = [DTYPES[entry.dtype], entry.offset]
+    names = ("name", "global_shape", "box_offset", "box_shape", "flat", "kinds")
+    lines = (dict(zip(names, (*key, kinds), strict=True)) for key, kinds in ranges.items())
+    text = ",\n".join(json.dumps(line, separators=(",", ":")) for line in lines)
+    return f'{{"state": {json.dumps(rank_state)},\n"pieces": [\n{text}\n]}}\n'.encode()
 
 
 def write_hashed(path: Path, *buffers: bytes | memoryview) -> dict[str, Any]:

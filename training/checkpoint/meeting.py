@@ -59,7 +59,7 @@ class Meeting:
                     done[rank] = note["files"]
             return len(done) == self.world_size
 
-        if not self._poll(arrived):
+        if not self._poll(arrived, self.deadline_seconds):
             absent = [str(rank) for rank in range(self.world_size) if rank not in done]
             some = ", ".join(absent[:8]) + (", …" if len(absent) > 8 else "")
             raise SaveFailed(f"after {self.deadline_seconds:g} s the files of rank {some} are still missing")
@@ -82,8 +82,9 @@ class Meeting:
                 return (self.final / fmt.record_file(self.rank)).read_bytes() == record
             return False
 
-        if not self._poll(published):
-            raise SaveFailed(f"rank 0 did not complete it within {self.deadline_seconds:g} s")
+        # Twice the time that rank 0 takes to give up: its answer, one or the other, is then the same for all.
+        if not self._poll(published, 2 * self.deadline_seconds):
+            raise SaveFailed(f"rank 0 did not complete it within {2 * self.deadline_seconds:g} s")
 
     def clear_notes(self) -> None:
         for note in self.partial.glob(".rank-*"):
@@ -113,13 +114,13 @@ class Meeting:
             return None
         return note if note["serial"] == self.serial else None
 
-    def _poll(self, condition: Callable[[], bool]) -> bool:
-        """Whether `condition` came true before the deadline.
+    def _poll(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Whether `condition` came true within so many seconds.
 
         Polled because nothing else works: ranks on other machines share files only, and network file systems send no
         change notifications. The interval grows from 5 ms to half a second, so that a thousand ranks do not load them.
         """
-        deadline = time.monotonic() + self.deadline_seconds
+        deadline = time.monotonic() + seconds
         interval = 0.005
         while not condition():
             if time.monotonic() > deadline:

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -83,32 +83,6 @@ class Piece:
             found.append((Rectangle(moved, rectangle.shape), position))
             position += rectangle.numel
         return found
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "global_shape": list(self.global_shape),
-            "box_offset": list(self.box_offset),
-            "box_shape": list(self.box_shape),
-            "flat": [self.flat_start, self.flat_stop],
-        }
-
-    @classmethod
-    def from_json(cls, entry: dict[str, Any]) -> Piece:
-        """The inverse of to_json. Raises ValueError, KeyError or TypeError on anything else."""
-        start, stop = entry["flat"]
-        if type(start) is not int or type(stop) is not int or not isinstance(entry["name"], str):
-            raise TypeError(f"malformed description of a piece: {entry}")
-        return cls(
-            entry["name"],
-            str(entry["kind"]),
-            tuple(entry["global_shape"]),
-            tuple(entry["box_offset"]),
-            tuple(entry["box_shape"]),
-            start,
-            stop,
-        )
 
 
 class Rectangle(NamedTuple):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import itertools
 import json
 import mmap
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,8 @@ import torch
 
 from training.checkpoint import format as fmt
 from training.checkpoint.errors import CheckpointMismatch, DamagedCheckpoint, UnknownFormat
-from training.checkpoint.format import Entry
-from training.checkpoint.pieces import Assembly, Piece, Rectangle, Shape, flat_index
+from training.checkpoint.index import Box, Index, Stored
+from training.checkpoint.pieces import Assembly, Piece, Shape
 
 _MAX_OPEN_FILES = (
     64  # a mapping holds a file descriptor; a thousand-rank checkpoint must fit under the usual limit of 1024
@@ -26,29 +24,6 @@ _MAX_OPEN_FILES = (
 
 # Linux's value, which Python's mmap does not name: a file larger than the machine's memory may then be mapped.
 _MAP_NORESERVE = 0x4000
-
-
-@dataclass
-class _Sources:
-    """The stored pieces of one tensor that share a box, by where their flat ranges begin."""
-
-    box: Rectangle
-    found: list[tuple[Entry, str]] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    furthest: list[int] = field(default_factory=list)  # running maximum of flat_stop: ranges may overlap
-
-    def finish(self) -> None:
-        self.found.sort(key=lambda source: (source[0].piece.flat_start, source[1]))
-        self.starts = [entry.piece.flat_start for entry, _ in self.found]
-        self.furthest = list(itertools.accumulate((entry.piece.flat_stop for entry, _ in self.found), max))
-
-    def touching(self, wanted: Rectangle) -> Iterator[tuple[Entry, str]]:
-        common = wanted.intersect(self.box)
-        if common is None:
-            return
-        first = flat_index(tuple(a - b for a, b in zip(common.offset, self.box.offset, strict=True)), self.box.shape)
-        last = flat_index(tuple(a - b - 1 for a, b in zip(common.stop, self.box.offset, strict=True)), self.box.shape)
-        yield from self.found[bisect.bisect_right(self.furthest, first) : bisect.bisect_right(self.starts, last)]
 
 
 class Checkpoint:
@@ -65,7 +40,7 @@ class Checkpoint:
         self.step: int = self.manifest["step"]
         self.world_size: int = self.manifest["world_size"]
         self._files: dict[str, dict[str, Any]] = self.manifest["files"]
-        self._index: dict[tuple[str, str], list[_Sources]] | None = None
+        self._index: Index | None = None
         self._rank_states: dict[int, dict[str, Any] | None] = {}
         self._open: OrderedDict[str, memoryview] = OrderedDict()
 
@@ -154,20 +129,20 @@ class Checkpoint:
 
     def names(self) -> list[str]:
         """The global names of all tensors, sorted."""
-        return sorted({name for name, _ in self._sources()})
+        return self._pieces().names()
 
     def kinds(self, name: str) -> list[str]:
         """What is stored of a tensor: "weight", "exp_avg", "exp_avg_sq"."""
-        return sorted(kind for other, kind in self._sources() if other == name)
+        return self._pieces().kinds(name)
 
     def shape(self, name: str, kind: str = "weight") -> Shape:
         """The global shape of a tensor. Raises CheckpointMismatch if there is none."""
-        return self._find(name, kind)[0].found[0][0].piece.global_shape
+        return self._find(name, kind)[0].piece.global_shape
 
     def nbytes(self, name: str) -> int:
         """Bytes on disk of all kinds of a tensor, copies included."""
-        sources = (groups for (other, _), groups in self._sources().items() if other == name)
-        return sum(entry.nbytes for groups in sources for group in groups for entry, _ in group.found)
+        stored = (stored for box in self._pieces().boxes(name) for stored in box.stored)
+        return sum((one.stop - one.start) * dtype.itemsize for one in stored for dtype, _ in one.kinds.values())
 
     def rank_state(self, rank: int) -> dict[str, Any] | None:
         """What this rank of the writing layout stored for itself, None if nothing."""
@@ -181,20 +156,21 @@ class Checkpoint:
         Raises CheckpointMismatch if the tensor is not there, has another shape, or elements of it are missing, and
         DamagedCheckpoint if a file is.
         """
-        groups = self._find(piece.name, piece.kind)
-        stored = groups[0].found[0][0].piece.global_shape
-        if stored != piece.global_shape:
-            raise CheckpointMismatch(
-                f"checkpoint {self.path} holds {piece.kind} of {piece.name} with shape {list(stored)}, "
-                f"the model has {list(piece.global_shape)}: resume with the model it was trained with"
-            )
+        boxes = self._find(piece.name, piece.kind)
+        for box in boxes:
+            if box.piece.global_shape != piece.global_shape:
+                raise CheckpointMismatch(
+                    f"checkpoint {self.path} holds {piece.kind} of {piece.name} with shape "
+                    f"{list(box.piece.global_shape)}, the model has {list(piece.global_shape)}: "
+                    "resume with the model it was trained with"
+                )
         assembly = Assembly(piece)
         for wanted, _ in piece.rectangles():
-            for group in groups:
-                for entry, file in group.touching(wanted):
+            for box in boxes:
+                for source, stored in box.touching(wanted, piece.kind):
                     if not assembly.missing:
                         return assembly.buffer
-                    assembly.fill(entry.piece, self._elements(entry, file))
+                    assembly.fill(source, self._elements(source, stored))
         if assembly.missing:
             gap = assembly.missing[0]
             raise CheckpointMismatch(
@@ -208,42 +184,25 @@ class Checkpoint:
         shape = self.shape(name, kind)
         return self.read(Piece.whole(name, kind, shape)).view(shape)
 
-    def _find(self, name: str, kind: str) -> list[_Sources]:
-        groups = self._sources().get((name, kind))
-        if groups is None:
+    def _find(self, name: str, kind: str) -> list[Box]:
+        if kind not in self._pieces().kinds(name):
             raise CheckpointMismatch(
                 f"checkpoint {self.path} holds no {kind} of {name}: resume with the model it was trained with"
             )
-        return groups
+        return self._pieces().boxes(name)
 
-    def _sources(self) -> dict[tuple[str, str], list[_Sources]]:
-        """The index by (name, kind), built on first use from the records of all ranks."""
+    def _pieces(self) -> Index:
+        """The index of all stored pieces, built on first use."""
         if self._index is None:
-            boxes: dict[tuple[str, str], dict[Rectangle, _Sources]] = defaultdict(dict)
+            index = Index()
             for rank in range(self.world_size):
                 file = fmt.data_file(rank)
-                for entry in self._entries(rank):
-                    piece = entry.piece
-                    box = Rectangle(piece.box_offset, piece.box_shape)
-                    group = boxes[piece.name, piece.kind].setdefault(box, _Sources(box))
-                    group.found.append((entry, file))
-            self._index = {key: list(groups.values()) for key, groups in boxes.items()}
-            for groups in self._index.values():
-                for group in groups:
-                    group.finish()
+                try:
+                    index.add(file, self._files[file]["size"], self._read_record(rank)["pieces"])
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise DamagedCheckpoint(self.path, fmt.record_file(rank), f"not a record ({error})") from error
+            self._index = index
         return self._index
-
-    def _entries(self, rank: int) -> Iterator[Entry]:
-        name = fmt.record_file(rank)
-        size = self._files[fmt.data_file(rank)]["size"]
-        try:
-            for raw in self._read_record(rank)["pieces"]:
-                entry = Entry.from_json(raw)
-                if entry.offset + entry.nbytes > size:
-                    raise ValueError(f"piece of {entry.piece.name} ends beyond its file")
-                yield entry
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamagedCheckpoint(self.path, name, f"not a record ({error})") from error
 
     def _read_record(self, rank: int) -> dict[str, Any]:
         name = fmt.record_file(rank)
@@ -256,10 +215,10 @@ class Checkpoint:
             raise DamagedCheckpoint(self.path, name, "does not match its checksum in the manifest")
         return json.loads(raw)
 
-    def _elements(self, entry: Entry, file: str) -> torch.Tensor:
+    def _elements(self, piece: Piece, stored: Stored) -> torch.Tensor:
         """The stored elements as a view of the mapped file: the pages that a copy touches are read, no others."""
-        view = self._map(file)
-        return torch.frombuffer(view, dtype=entry.dtype, count=entry.piece.numel, offset=entry.offset)
+        dtype, offset = stored.kinds[piece.kind]
+        return torch.frombuffer(self._map(stored.file), dtype=dtype, count=piece.numel, offset=offset)
 
     def _map(self, name: str) -> memoryview:
         if name in self._open:

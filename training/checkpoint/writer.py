@@ -23,7 +23,6 @@ import torch
 from training.checkpoint import format as fmt
 from training.checkpoint import retention as keeping
 from training.checkpoint.errors import SaveFailed
-from training.checkpoint.format import Entry
 from training.checkpoint.meeting import Meeting
 from training.checkpoint.pieces import Piece
 from training.checkpoint.retention import Retention
@@ -89,17 +88,23 @@ class CheckpointWriter:
         """Store this rank's pieces (fp32 or bf16, piece.numel elements each) as part of the checkpoint of `step`.
 
         Rank 0's `state` (JSON) goes into the manifest, with `validation_loss` in it if the best is to be kept; each
-        rank's own `rank_state` (JSON) into its record. Waits for the save before this one and raises its error. Returns
-        the stall in seconds: after that the tensors may change again. Raises SaveFailed, and ValueError on
-        malformed pieces.
+        rank's own `rank_state` (JSON) into its record. Waits for the save before this one; if that one failed, its
+        error is raised when this one is under way. Returns the stall in seconds: then the tensors may change again.
+        Raises SaveFailed, and ValueError on malformed pieces.
         """
         begun = time.perf_counter()
-        self.wait()
+        earlier: SaveFailed | None = None
+        try:
+            self.wait()
+        except SaveFailed as failure:  # the others count on this rank now, whenever they learnt of the failure
+            earlier = failure
         job = self._snapshot(step, list(pieces), state, rank_state)
         if self.asynchronous:
             self._pending = _in_thread(lambda: self._write(job), f"checkpoint-{step}")
         else:
             self._write(job)
+        if earlier is not None:
+            raise earlier
         return time.perf_counter() - begun
 
     def wait(self) -> None:
@@ -144,7 +149,7 @@ class CheckpointWriter:
             serial=self._serial,
             head=head,
             data=arena[:size].numpy().data,
-            record=_record(entries, rank_state),
+            record=fmt.record(entries, rank_state),
             # Through JSON and back: the thread must not see the caller's later changes, and a value that JSON
             # does not know is the caller's mistake now rather than the thread's later.
             state=json.loads(json.dumps(state)),
@@ -217,13 +222,8 @@ class CheckpointWriter:
         try:
             for path in keeping.apply(self.retention, self.directory, self.directory / fmt.step_directory(step)):
                 _log.info("retention: deleted %s", path.name)
-        except OSError as error:
-            raise SaveFailed(f"step {step} is in place, but older checkpoints could not be removed: {error}") from error
-
-
-def _record(entries: list[Entry], rank_state: dict[str, Any] | None) -> bytes:
-    lines = ",\n".join(json.dumps(entry.to_json(), separators=(",", ":")) for entry in entries)
-    return f'{{"state": {json.dumps(rank_state)},\n"pieces": [\n{lines}\n]}}\n'.encode()
+        except OSError as error:  # the new one is in place on all ranks, and the next save tries again
+            _log.warning("step %d is in place, but an older checkpoint could not be removed: %s", step, error)
 
 
 def _in_thread(work: Callable[[], None], name: str) -> concurrent.futures.Future[None]:
