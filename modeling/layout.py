@@ -29,8 +29,8 @@ class Layout:
         """Replicas of the model among `world_size` ranks; raises ModelError when they do not divide."""
         if world_size % self.model_parallel:
             raise ModelError(
-                f"parallel.tensor {self.tensor} x parallel.pipeline {self.pipeline} = {self.model_parallel} ranks do not "
-                f"divide the {world_size} ranks of this run; use a multiple of {self.model_parallel} ranks"
+                f"parallel.tensor {self.tensor} x parallel.pipeline {self.pipeline} = {self.model_parallel} ranks do "
+                f"not divide the {world_size} ranks of this run; use a multiple of {self.model_parallel} ranks"
             )
         return world_size // self.model_parallel
 
@@ -41,8 +41,8 @@ class Layout:
                 raise ModelError(f"parallel.{name} is {getattr(self, name)}; it must be at least 1")
         if self.virtual_pipeline > 1 and self.pipeline == 1:
             raise ModelError(
-                f"parallel.virtual_pipeline {self.virtual_pipeline} interleaves pipeline stages, but parallel.pipeline is 1; "
-                "set parallel.pipeline to 2 or more, or parallel.virtual_pipeline to 1"
+                f"parallel.virtual_pipeline {self.virtual_pipeline} interleaves pipeline stages, but parallel.pipeline "
+                "is 1; set parallel.pipeline to 2 or more, or parallel.virtual_pipeline to 1"
             )
         if self.sequence and self.tensor == 1:
             raise ModelError(

@@ -1,7 +1,8 @@
 """Megatron Core's parallel linear layers, with a forward that torch.compile can take as one graph.
 
 Megatron Core's own autograd function warns and looks groups up from inside forward, which breaks a graph; over torch's
-`linear` and the group's copy and reduce regions the arithmetic is the same. Under sequence parallelism Megatron Core's function is kept:
+`linear` and the group's copy and reduce regions the arithmetic is the same. Under sequence parallelism Megatron Core's
+function is kept:
 it gathers its input again in backward instead of storing it.
 """
 
@@ -38,7 +39,8 @@ class RowParallelLinear(tensor_parallel.RowParallelLinear):
             y = F.linear(input_, self.weight)
             y, bias = tensor_parallel.reduce_from_tensor_model_parallel_region(y, group=self.tp_group), self.bias
         if bias is not None and self.config.recompute_granularity == "selective":
-            # The bias leaves a recomputed region here. An autograd function that returns a parameter itself makes itself that
+            # The bias leaves a recomputed region here. An autograd function that returns a parameter itself makes
+            # itself that
             # parameter's history: backward would recompute without end.
             bias = bias.view_as(bias)
         return y, bias

@@ -1,9 +1,9 @@
 """Everything that Megatron Core takes for granted and that does not hold here, in one place.
 
-Written against megatron-core 0.16.1. It names CUDA devices in places where a CPU is meant to do as well: in its pipeline
-schedules and point-to-point buffers (`device="cuda"`), in parameter allocation (`torch.cuda.current_device()`) and in its
-random-number tracker. On a machine with CUDA nothing here is used. `tests/modeling/test_megatron_bridge.py` fails loudly when an
-upgrade moves one of these places.
+Written against megatron-core 0.16.1. It names CUDA devices in places where a CPU is meant to do as well: in its
+pipeline schedules and point-to-point buffers (`device="cuda"`), in parameter allocation (`torch.cuda.current_device()`)
+and in its random-number tracker. On a machine with CUDA nothing here is used.
+`tests/modeling/test_megatron_bridge.py` fails loudly when an upgrade moves one of these places.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-# Megatron Core says at import, once a module, what it will not use (Transformer Engine, Apex): we chose the spec knowing that.
+# Megatron Core says at import, once a module, what it will not use (Transformer Engine, Apex): we chose the spec
+# knowing that. The model is imported for the sake of its warnings alone.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import megatron.core.models.gpt
+    import megatron.core.models.gpt  # noqa: F401
     import megatron.core.pipeline_parallel.p2p_communication as p2p_communication
     import megatron.core.pipeline_parallel.schedules as schedules
     import megatron.core.tensor_parallel.random as megatron_random

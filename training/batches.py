@@ -73,7 +73,9 @@ def _sizes(schedule: BatchSchedule, step: int) -> Iterator[int]:
 
 
 def _requests(schedule: BatchSchedule, step: int, samples: int) -> Iterator[tuple[int, int]]:
-    """(first sample, size) of each batch. Samples are counted on from the checkpoint's: its batch size may have been another."""
+    """(first sample, size) of each batch. Samples are counted on from the checkpoint's: its batch size may have been
+    another.
+    """
     for size in _sizes(schedule, step):
         yield samples, size
         samples += size

@@ -69,8 +69,8 @@ class ParallelConfig(Layout):
         """Refuse what DeepSpeed and Megatron Core cannot do together, with the reason."""
         if self.zero_stage >= 2 and self.pipeline > 1:
             raise RecipeError(
-                f"parallel.zero_stage {self.zero_stage} divides gradients after every micro-batch, which a pipeline schedule keeps "
-                f"in flight (parallel.pipeline {self.pipeline}); use zero_stage 1 with pipelines, or pipeline 1"
+                f"parallel.zero_stage {self.zero_stage} divides gradients after every micro-batch, which a pipeline "
+                f"schedule keeps in flight (parallel.pipeline {self.pipeline}); use zero_stage 1, or pipeline 1"
             )
         if self.zero_stage == 0 and precision != "fp32":
             raise RecipeError(
@@ -79,7 +79,8 @@ class ParallelConfig(Layout):
             )
         if self.offload_optimizer and self.zero_stage in (0, 3):
             raise RecipeError(
-                f"parallel.offload_optimizer moves the shards of zero_stage 1 or 2 to the CPU, but zero_stage is {self.zero_stage}"
+                "parallel.offload_optimizer moves the shards of zero_stage 1 or 2 to the CPU, but zero_stage is "
+                f"{self.zero_stage}; set one of the two differently"
             )
         if self.offload_optimizer and self.pipeline > 1:
             raise RecipeError(
@@ -130,7 +131,9 @@ class TrainingConfig:
         if self.max_skipped_steps < 1:
             raise RecipeError(f"training.max_skipped_steps is {self.max_skipped_steps}; it must be at least 1")
         if self.spike_factor is not None and self.spike_factor <= 1:
-            raise RecipeError(f"training.spike_factor is {self.spike_factor}; a spike is above the mean, so it must exceed 1")
+            raise RecipeError(
+                f"training.spike_factor is {self.spike_factor}; a spike is above the mean, so it must exceed 1"
+            )
 
 
 @dataclass
@@ -151,4 +154,6 @@ class CheckpointConfig:
     def check(self) -> None:
         """Raise RecipeError for values that mean nothing."""
         if self.every < 0 or self.keep < 1:
-            raise RecipeError(f"checkpoint.every is {self.every} and keep is {self.keep}; every must be 0 or more, keep 1 or more")
+            raise RecipeError(
+                f"checkpoint.every is {self.every} and keep is {self.keep}; every must be 0 or more, keep 1 or more"
+            )

@@ -67,7 +67,11 @@ def device_name() -> str:
 
 def flops_note(flops_per_token: float, peak: float | None, world_size: int, parameters: int) -> str:
     """How MFU comes about, for TensorBoard."""
-    shown = "unknown: its name is in no data sheet that Trestle has" if peak is None else f"{peak / 1e12:.0f} TFLOP/s dense bf16"
+    shown = (
+        "unknown: its name is in no data sheet that Trestle has"
+        if peak is None
+        else f"{peak / 1e12:.0f} TFLOP/s dense bf16"
+    )
     return (
         f"mfu = flops_per_token x tokens_per_second / (ranks x peak)\n\n"
         f"- flops_per_token = 6 N + 12 h x attended positions = {flops_per_token:.4g} (N = {parameters:,})\n"

@@ -39,7 +39,9 @@ class Position:
         """Unknown keys, of a later version, are kept in `extra`."""
         known = {f.name for f in fields(cls)}
         extra = {key: value for key, value in values.items() if key not in known}
-        return cls(**{key: value for key, value in values.items() if key in known} | ({"extra": extra} if extra else {}))
+        return cls(
+            **{key: value for key, value in values.items() if key in known} | ({"extra": extra} if extra else {})
+        )
 
     def validated(self, loss: float) -> None:
         """Take note of a validation."""

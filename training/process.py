@@ -1,6 +1,7 @@
 """One rank as a process: its numbers from the environment, its process group, its heartbeat, and the wish to stop.
 
-A rank knows only RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT and, when a supervisor started it, TRESTLE_ATTEMPT and
+A rank knows only RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT and, when a supervisor started it,
+TRESTLE_ATTEMPT and
 TRESTLE_HEARTBEAT; torchrun and Slurm set the first five as well.
 """
 
@@ -37,7 +38,9 @@ class RankEnvironment:
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> RankEnvironment:
-        """From environment variables; without RANK this is a run of one rank. Raises TrainingError when they contradict."""
+        """From environment variables; without RANK this is a run of one rank. Raises TrainingError when they
+        contradict.
+        """
         if "RANK" not in environment:
             return cls()
         try:
@@ -52,7 +55,9 @@ class RankEnvironment:
                 heartbeat=Path(environment["TRESTLE_HEARTBEAT"]) if environment.get("TRESTLE_HEARTBEAT") else None,
             )
         except KeyError as missing:
-            raise TrainingError(f"RANK is set, but {missing.args[0]} is not; start ranks with trestle train or torchrun") from None
+            raise TrainingError(
+                f"RANK is set, but {missing.args[0]} is not; start ranks with trestle train or torchrun"
+            ) from None
         except ValueError as error:
             raise TrainingError(f"RANK, WORLD_SIZE, LOCAL_RANK and MASTER_PORT must be numbers: {error}") from None
         if not 0 <= read.rank < read.world_size:
@@ -78,8 +83,10 @@ class Heartbeat:
 class StopRequest:
     """SIGTERM on any rank: all ranks stop after the same step.
 
-    The rank that is signalled during step k writes k + 2 to the store before it starts step k + 1. No rank gets past step k + 1
-    without that rank's part in it, so each finds the number when k + 1 is complete, and no collective is spent on asking.
+    The rank that is signalled during step k writes k + 2 to the store before it starts step k + 1. No rank gets past
+    step k + 1
+    without that rank's part in it, so each finds the number when k + 1 is complete, and no collective is spent on
+    asking.
     """
 
     _KEY = "trestle/stop-after"
@@ -106,7 +113,9 @@ def start_process_group(environment: RankEnvironment, timeout_seconds: float) ->
     """Join the default process group (nccl on GPUs, gloo else) and return its store."""
     if torch.cuda.is_available():
         torch.cuda.set_device(environment.local_rank)
-    os.environ.setdefault("LOCAL_RANK", str(environment.local_rank))  # DeepSpeed insists on it, for a single rank as well
+    os.environ.setdefault(
+        "LOCAL_RANK", str(environment.local_rank)
+    )  # DeepSpeed insists on it, for a single rank as well
     timeout = timedelta(seconds=timeout_seconds)
     store: Any
     if environment.world_size == 1 and environment.port == 0:

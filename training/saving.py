@@ -50,7 +50,9 @@ class RunCheckpoints:
     # -- saving ---------------------------------------------------------------------------------------------------
 
     def save(self, engine: Engine, position: Position, stream: Stream, recipe: Recipe) -> None:
-        """Copy the state and write it beside the training. A failure is reported, and training goes on: see `finish`."""
+        """Copy the state and write it beside the training. A failure is reported, and training goes on: see
+        `finish`.
+        """
         try:
             stall = self._writer.save(position.step, engine.pieces(), state_of(engine, position, stream, recipe))
             _log.info("checkpoint of step %d: copied in %.3f s", position.step, stall)
@@ -109,7 +111,9 @@ class RunCheckpoints:
             self._put_away(path, damage, "damaged")
 
     def before(self, back: int) -> Checkpoint | None:
-        """The `back`-th newest checkpoint that verifies (1: the newest), newer ones put away: the run leaves their future."""
+        """The `back`-th newest checkpoint that verifies (1: the newest), newer ones put away: the run leaves their
+        future.
+        """
         for _ in range(back - 1):
             newest, older = self._agree_on(0), self._agree_on(1)
             if newest is None or older is None:
@@ -162,7 +166,11 @@ def state_of(engine: Engine, position: Position, stream: Stream, recipe: Recipe)
             "zero_stage": parallel.zero_stage,
         },
         # Nothing is drawn in an order: dropout's generators are seeded each step from these.
-        "rng": {"kind": "seeded by (seed, step, data rank, stage, tensor rank)", "seed": recipe.run.seed, "step": position.step},
+        "rng": {
+            "kind": "seeded by (seed, step, data rank, stage, tensor rank)",
+            "seed": recipe.run.seed,
+            "step": position.step,
+        },
         "schedule": {"kind": recipe.optimizer.schedule, "lr": recipe.optimizer.lr},
         # fp32 whatever the precision: bf16 weights are the masters rounded, so that storing both would say it twice.
         "weights": "fp32 masters",
@@ -172,7 +180,9 @@ def state_of(engine: Engine, position: Position, stream: Stream, recipe: Recipe)
 
 
 def restore(engine: Engine, stream: Stream, recipe: Recipe, checkpoint: Checkpoint) -> Position:
-    """Take over weights, moments and position. Raises DataMismatch or CheckpointMismatch when they are another run's."""
+    """Take over weights, moments and position. Raises DataMismatch or CheckpointMismatch when they are another
+    run's.
+    """
     state = checkpoint.state
     saved = state["recipe"]["model"]
     mine = to_document(recipe)["model"]

@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data_pipeline.batching import BatchSchedule, Duration
 from data_pipeline.stream import Stream
 from modeling import groups, megatron_bridge
@@ -161,15 +159,22 @@ class Trainer:
         return True
 
     def _go_back(self, loss: float) -> None:
-        """After a loss spike: return to an earlier checkpoint and leave out the data since (Chowdhery et al. 2022, section 5.1)."""
+        """After a loss spike: return to an earlier checkpoint and leave out the data since (Chowdhery et al. 2022,
+        section 5.1).
+        """
         spiked = self.position
         spikes = spiked.spikes + 1
-        if spikes > self.recipe.training.max_spikes:
-            raise Diverged(f"the loss spiked {spikes} times (training.max_spikes {self.recipe.training.max_spikes}); last to {loss:.4g}")
+        most = self.recipe.training.max_spikes
+        if spikes > most:
+            raise Diverged(
+                f"the loss spiked {spikes} times, the last time to {loss:.4g} (training.max_spikes is {most})"
+            )
         self.parts.checkpoints.finish()
         checkpoint = self.parts.checkpoints.before(self.recipe.training.spike_checkpoints)
         if checkpoint is None:
-            raise Diverged(f"the loss spiked to {loss:.4g} at step {spiked.step}, and there is no checkpoint to go back to")
+            raise Diverged(
+                f"the loss spiked to {loss:.4g} at step {spiked.step}, and there is no checkpoint to go back to"
+            )
         self._stop_reading()
         self.position = restore(self.engine, self.stream, self.recipe, checkpoint)
         self.position.spikes = spikes
@@ -180,7 +185,8 @@ class Trainer:
             fields = {"step": spiked.step, "loss": loss, "back_to": checkpoint.step, "samples_skipped": left_out}
             self.parts.events.write("spike", **fields)
             self.recorder.rewind(checkpoint.step)
-            print(f"loss spiked to {loss:.4f} at step {spiked.step}: back to step {checkpoint.step}, skipping {left_out} samples", flush=True)
+            told = f"back to step {checkpoint.step}, leaving out {left_out} samples"
+            print(f"loss spiked to {loss:.4f} at step {spiked.step}: {told}", flush=True)
 
     # -- between steps --------------------------------------------------------------------------------------------
 
@@ -301,4 +307,3 @@ class Trainer:
         self.recorder.text(self.position.step, "recipe", f"```yaml\n{to_yaml(self.recipe)}\n```")
         note = flops_note(family.flops_per_token(model), peak, world, family.parameter_count(model))
         self.recorder.text(self.position.step, "mfu", note)
-

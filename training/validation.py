@@ -26,7 +26,9 @@ class Validation:
     loss: float
     """Nats per token."""
     bits_per_byte: float
-    """Bits per UTF-8 byte of the text that the tokens stand for; end-of-document tokens cost bits and stand for none."""
+    """Bits per UTF-8 byte of the text that the tokens stand for; end-of-document tokens cost bits and stand for
+    none.
+    """
     loss_of: dict[str, float]
     """Nats per token of each held-out set."""
     samples: int

@@ -1,7 +1,8 @@
 """One rank's life: `python -m training.worker RECIPE` with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
 
-RECIPE is a YAML file or a run's folder; further arguments are dotted overrides. Without RANK it is a run of one rank. Whoever starts the
-ranks (`trestle train`, torchrun, Slurm) starts all of them with the same arguments; each continues from the newest verified checkpoint.
+RECIPE is a YAML file or a run's folder; further arguments are dotted overrides. Without RANK it is a run of one rank.
+Whoever starts the ranks (`trestle train`, torchrun, Slurm) starts all of them with the same arguments; each continues
+from the newest verified checkpoint.
 
 Exit codes: 0 finished; 75 asked to stop by SIGTERM and saved, resume me; 2 the recipe is at fault; 1 anything else.
 """
@@ -12,18 +13,32 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
-from training.errors import TrainingError
+import torch
+import torch.distributed as dist
+
+from data_pipeline.stream import Stream
+from modeling import groups, megatron_bridge
+from modeling.execution import Execution
+from modeling.layout import Layout
+from modeling.registry import family
+from training.checkpoint import Checkpoint
+from training.engine import Engine, start_engine
+from training.errors import RecipeError, TrainingError
+from training.metrics import EventLog
 from training.process import RESUME_ME, Heartbeat, RankEnvironment, StopRequest, start_process_group
 from training.recipe import RECIPE_FILE, Recipe, check, load_recipe, to_yaml
+from training.saving import RunCheckpoints
+from training.trainer import Parts, Trainer
 
-_log = logging.getLogger("trestle.training")
+GROUP_TIMEOUT_SECONDS = 1800.0
+"""Torch's own default; a supervisor's heartbeat deadline finds a hang long before."""
 
 
 def main(arguments: list[str]) -> int:
     """Run one rank and return its exit code; mistakes are one line on stderr."""
-    logging.basicConfig(level=os.environ.get("TRESTLE_LOG", "WARNING").upper(), format="%(levelname)s %(name)s: %(message)s")
+    level = os.environ.get("TRESTLE_LOG", "WARNING").upper()
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if arguments else 2
@@ -40,34 +55,27 @@ def main(arguments: list[str]) -> int:
 def work(source: Path, overrides: list[str], environment: RankEnvironment) -> int:
     """Train the recipe at `source` as the rank that `environment` says."""
     heartbeat = Heartbeat(environment.heartbeat)
-    recipe = load_recipe(source, overrides)
-    folder = source if source.is_dir() else Path(recipe.run.directory) / recipe.run.name
     heartbeat.beat(0)
-
-    import torch.distributed as dist
-
-    from training.trainer import Trainer
-
-    recipe, stream_vocabulary = _with_vocabulary(recipe)
+    recipe = with_vocabulary(load_recipe(source, overrides))
     check(recipe, environment.world_size)
+    folder = source if source.is_dir() else Path(recipe.run.directory) / recipe.run.name
     _write_recipe(folder, recipe, environment.rank)
     _make_deterministic(recipe)
-    store = start_process_group(environment, timeout_seconds=1800.0)
+    store = start_process_group(environment, GROUP_TIMEOUT_SECONDS)
     stop = StopRequest(store)
+    engine = build_engine(recipe)
     heartbeat.beat(0)
-    parts, checkpoint = _assemble(recipe, folder, environment, heartbeat, stop, stream_vocabulary)
+    parts, checkpoint = _assemble(recipe, folder, environment, engine, heartbeat, stop)
     heartbeat.beat(0 if checkpoint is None else checkpoint.step)
     finished = Trainer(parts, checkpoint).run()
-    parts.engine.close()
+    engine.close()
     dist.barrier()
     dist.destroy_process_group()
     return 0 if finished else RESUME_ME
 
 
-def _with_vocabulary(recipe: Recipe) -> tuple[Recipe, int]:
-    """The shards decide the vocabulary unless the recipe does; a vocabulary that lacks tokens of the shards is refused."""
-    from data_pipeline.stream import Stream
-
+def with_vocabulary(recipe: Recipe) -> Recipe:
+    """The shards decide the vocabulary unless the recipe does. Raises RecipeError for a model that cannot read them."""
     stream = Stream(recipe.data, recipe.run.seed)
     tokens, length = stream.vocab_size, stream.sequence_length
     stream.close()
@@ -75,19 +83,60 @@ def _with_vocabulary(recipe: Recipe) -> tuple[Recipe, int]:
     if model.vocab_size is None:
         model.vocab_size = tokens
     if model.vocab_size < tokens:
-        raise _mismatch(f"model.vocab_size is {model.vocab_size}, but the shards' tokenizer has {tokens} tokens; set it to {tokens} or null")
+        raise RecipeError(
+            f"model.vocab_size is {model.vocab_size}, but the shards' tokenizer has {tokens} tokens; "
+            f"set it to {tokens} or null"
+        )
     if model.sequence_length != length:
-        raise _mismatch(
+        raise RecipeError(
             f"model.sequence_length is {model.sequence_length}, but the shards were packed for {length}; "
             f"set it to {length}, or prepare the shards again"
         )
-    return recipe, tokens
+    return recipe
 
 
-def _mismatch(text: str) -> Exception:
-    from training.errors import RecipeError
+def build_engine(recipe: Recipe) -> Engine:
+    """Start the process groups of the recipe's layout, and the engine on them."""
+    parallel, training = recipe.parallel, recipe.training
+    layout = Layout(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, parallel.sequence)
+    here = groups.start_groups(layout)
+    megatron_bridge.seed_dropout(recipe.run.seed, here.tensor)
+    execution = Execution(layout, training.precision, training.recompute, training.compile, recipe.run.seed)
+    chosen = family(recipe.model.family)
+    return start_engine(chosen, recipe.model, recipe.optimizer, parallel, execution, recipe.batch.micro_batch_size)
 
-    return RecipeError(text)
+
+def _assemble(
+    recipe: Recipe,
+    folder: Path,
+    environment: RankEnvironment,
+    engine: Engine,
+    heartbeat: Heartbeat,
+    stop: StopRequest,
+) -> tuple[Parts, Checkpoint | None]:
+    """Stream and checkpoints of this rank; and the checkpoint to continue from."""
+    events = EventLog(folder / "events.jsonl")
+    checkpoints = RunCheckpoints(folder, recipe.checkpoint, events)
+    checkpoint = checkpoints.resume_point()
+    data = None if checkpoint is None else checkpoint.state["data"]
+    stream = Stream(recipe.data, recipe.run.seed, data["exceptions"] if data else [])
+    if environment.rank == 0 and checkpoint is not None:
+        events.write("resumed", step=checkpoint.step, attempt=environment.attempt)
+        print(f"resuming from step {checkpoint.step}", flush=True)
+    parts = Parts(
+        recipe=recipe,
+        folder=folder,
+        family=family(recipe.model.family),
+        engine=engine,
+        stream=stream,
+        checkpoints=checkpoints,
+        events=events,
+        heartbeat=heartbeat,
+        stop=stop,
+        rank=environment.rank,
+        world_size=environment.world_size,
+    )
+    return parts, checkpoint
 
 
 def _write_recipe(folder: Path, recipe: Recipe, rank: int) -> None:
@@ -101,47 +150,9 @@ def _write_recipe(folder: Path, recipe: Recipe, rank: int) -> None:
 
 
 def _make_deterministic(recipe: Recipe) -> None:
-    import torch
-
     if recipe.training.deterministic and torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
         torch.use_deterministic_algorithms(True)
-
-
-def _assemble(
-    recipe: Recipe, folder: Path, environment: RankEnvironment, heartbeat: Heartbeat, stop: StopRequest, vocabulary: int
-) -> tuple[Any, Any]:
-    """Process groups, engine, stream and checkpoints of this rank; and the checkpoint to continue from."""
-    from data_pipeline.stream import Stream
-    from modeling import groups, megatron_bridge
-    from modeling.execution import Execution
-    from modeling.layout import Layout
-    from modeling.registry import family
-    from training.engine import start_engine
-    from training.metrics import EventLog
-    from training.saving import RunCheckpoints
-    from training.trainer import Parts
-
-    parallel, training = recipe.parallel, recipe.training
-    layout = Layout(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, parallel.sequence)
-    here = groups.start_groups(layout)
-    megatron_bridge.seed_dropout(recipe.run.seed, here.tensor)
-    chosen = family(recipe.model.family)
-    execution = Execution(layout, training.precision, training.recompute, training.compile, recipe.run.seed)
-    engine = start_engine(chosen, recipe.model, recipe.optimizer, parallel, execution, recipe.batch.micro_batch_size)
-    heartbeat.beat(0)
-    events = EventLog(folder / "events.jsonl")
-    checkpoints = RunCheckpoints(folder, recipe.checkpoint, events)
-    checkpoint = checkpoints.resume_point()
-    exceptions = [] if checkpoint is None or checkpoint.state["data"] is None else checkpoint.state["data"]["exceptions"]
-    stream = Stream(recipe.data, recipe.run.seed, exceptions)
-    if environment.rank == 0 and checkpoint is not None:
-        events.write("resumed", step=checkpoint.step, attempt=environment.attempt)
-        print(f"resuming from step {checkpoint.step}", flush=True)
-    parts = Parts(
-        recipe, folder, chosen, engine, stream, checkpoints, events, heartbeat, stop, environment.rank, environment.world_size
-    )
-    return parts, checkpoint
 
 
 if __name__ == "__main__":

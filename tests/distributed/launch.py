@@ -57,7 +57,9 @@ def run(function: str, world_size: int, argument: Any, *, deadline: float) -> li
             failed = _wait(ranks, time.monotonic() + deadline)
             if failed is not None:
                 output = (Path(folder) / f"log-{failed}").read_text()
-                raise AssertionError(f"rank {failed} of {function} failed or ran past {deadline:.0f} s:\n{output[-6000:]}")
+                raise AssertionError(
+                    f"rank {failed} of {function} failed or ran past {deadline:.0f} s:\n{output[-6000:]}"
+                )
             return [json.loads((Path(folder) / f"result-{rank}.json").read_text()) for rank in range(world_size)]
         finally:
             for process in ranks:

@@ -1,4 +1,6 @@
-"""Optimizer steps of tiny models on any layout, for comparing layouts with one another. Runs on every rank of a launch."""
+"""Optimizer steps of tiny models on any layout, for comparing layouts with one another. Runs on every rank of a
+launch.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,10 @@
-"""The engine: one optimizer step of a model that is spread over ranks, and the pieces of its state that this rank holds.
+"""The engine: one optimizer step of a model that is spread over ranks, and the pieces of its state that this rank
+holds.
 
-`base` has what all engines share: running the pipeline schedule and completing gradients that layouts split; `reference` is the plain
-fp32 engine, `zero` the one over DeepSpeed, `deepspeed_bridge` everything that reaches into DeepSpeed, `fragments` what a rank holds.
+`base` has what all engines share: running the pipeline schedule and completing gradients that layouts split;
+`reference` is the plain
+fp32 engine, `zero` the one over DeepSpeed, `deepspeed_bridge` everything that reaches into DeepSpeed, `fragments` what
+a rank holds.
 """
 
 from training.engine.base import Engine, StepResult

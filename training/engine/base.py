@@ -1,4 +1,6 @@
-"""What every engine does: run the pipeline schedule over micro-batches, and complete gradients that the layout has split."""
+"""What every engine does: run the pipeline schedule over micro-batches, and complete gradients that the layout has
+split.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +106,8 @@ class Engine(ABC):
     def complete_gradients(self, gradient_of: Callable[[torch.nn.Parameter], torch.Tensor | None]) -> None:
         """Sum what the layout has split, once a step.
 
-        Under sequence parallelism a norm's gradient covers a part of the sequence (sum over the tensor-parallel group, Korthikanti
+        Under sequence parallelism a norm's gradient covers a part of the sequence (sum over the tensor-parallel group,
+        Korthikanti
         et al. 2022); a tied embedding has one gradient from the first stage and one from the last (sum over both).
         """
         self._sum_sequence_parallel(gradient_of)
@@ -171,6 +174,7 @@ class Engine(ABC):
                 total += fragment.weight[low:high].detach().norm().double().to(self.device) ** 2
         return total
 
+    @abstractmethod
     def close(self) -> None:
         """Release what outlives a Python object."""
 
@@ -198,7 +202,7 @@ def adamw(inputs: EngineInputs) -> torch.optim.AdamW:
     """torch's fused AdamW over the two groups."""
     optimizer = inputs.optimizer
     return torch.optim.AdamW(
-        parameter_groups(inputs), lr=optimizer.lr, betas=tuple(optimizer.betas), eps=optimizer.eps, fused=True
+        parameter_groups(inputs), lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True
     )
 
 

@@ -50,14 +50,17 @@ class ModelParallelUnit:
         return torch.distributed.get_world_size(parallel_state.get_model_parallel_group())
 
 
-def config(optimizer: OptimizerConfig, parallel: ParallelConfig, micro_batch_size: int, precision: str) -> dict[str, Any]:
+def config(
+    optimizer: OptimizerConfig, parallel: ParallelConfig, micro_batch_size: int, precision: str
+) -> dict[str, Any]:
     """DeepSpeed's configuration; the reasons stand beside the keys that are silent traps."""
     zero: dict[str, Any] = {"stage": parallel.zero_stage, "overlap_comm": False}
     if parallel.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
-        # The schedule owns accumulation and divides the loss by the number of micro-batches itself; any other number here
+        # The schedule owns accumulation and divides the loss by the number of micro-batches itself; any other number
+        # here
         # divides gradients a second time, which Adam and clipping hide.
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
@@ -85,7 +88,8 @@ def initialize(module: torch.nn.Module, optimizer: torch.optim.Optimizer, settin
     deepspeed.init_distributed(backend, verbose=False)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, mpu=ModelParallelUnit(), config=settings)
     if isinstance(engine.optimizer, DeepSpeedZeroOptimizer):
-        # In fp32 nothing would stop a step with a norm that is not finite. The norm itself is checked when the flag is on; the
+        # In fp32 nothing would stop a step with a norm that is not finite. The norm itself is checked when the flag is
+        # on; the
         # element-wise pass that the flag also starts would only find the same thing again.
         engine.optimizer.check_grad_overflow = True
         engine.optimizer.check_overflow = lambda *_, **__: None
@@ -113,7 +117,7 @@ def runs(engine: Any, parameters: list[torch.nn.Parameter]) -> Iterator[Run]:
             group, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
             start = optimizer._get_param_partition_rank(parameter) * length
             # The last partitions of a small parameter are padding, or nothing but padding.
-            valid = max(0, min(length, parameter.ds_numel - start))
+            valid = max(0, min(length, getattr(parameter, "ds_numel") - start))
             if valid:
                 yield parameter, start, optimizer.fp32_partitioned_groups_flat[group], offset, valid
         return
@@ -123,7 +127,7 @@ def runs(engine: Any, parameters: list[torch.nn.Parameter]) -> Iterator[Run]:
         else optimizer.single_partition_of_fp32_groups
     )
     for parameter in parameters:
-        mapping = parameter._hp_mapping
+        mapping = getattr(parameter, "_hp_mapping")
         if mapping is not None:
             here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
             yield parameter, here.start, flats[mapping.param_group_index], there.start, here.numel

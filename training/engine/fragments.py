@@ -1,4 +1,6 @@
-"""What a rank holds of the optimizer's state: flat runs of its local parameters, each with master weight and moments."""
+"""What a rank holds of the optimizer's state: flat runs of its local parameters, each with master weight and
+moments.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ KINDS = ("weight", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements [start, start + n) of one flattened local parameter: fp32 master weight and Adam's two moments, each `[n]`.
+    """Elements [start, start + n) of one flattened local parameter: fp32 master weight and Adam's two moments, each
+    `[n]`.
 
     The tensors are the optimizer's own storage: writing to them changes the run.
     """

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from modeling import groups
-from training.engine.base import Engine, EngineInputs, StepResult, all_reduce_together, adamw, materialise
+from training.engine.base import Engine, EngineInputs, StepResult, adamw, all_reduce_together, materialise
 from training.engine.fragments import Fragment
 
 
@@ -60,6 +60,9 @@ class ReferenceEngine(Engine):
             state = materialise(self.optimizer, parameter)
             weight, first, second = (t.view(-1) for t in (parameter.data, state["exp_avg"], state["exp_avg_sq"]))
             yield Fragment(shard, 0, weight, first, second, copies=here.data_size, copy=here.data)
+
+    def close(self) -> None:
+        """Nothing outlives this engine."""
 
     def publish(self) -> None:
         for state in self.optimizer.state.values():

@@ -1,4 +1,6 @@
-"""The engine over DeepSpeed ZeRO: optimizer state, and at stages 2 and 3 gradients and weights, divided over data-parallel ranks."""
+"""The engine over DeepSpeed ZeRO: optimizer state, and at stages 2 and 3 gradients and weights, divided over
+data-parallel ranks.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ class ZeroEngine(Engine):
             self._write_exact_masters()
 
     def _sum_in_backward(self) -> None:
-        """Stages 2 and 3 divide a gradient as soon as it exists, so that norms' partial sums must be completed before that."""
+        """Stages 2 and 3 divide a gradient as soon as it exists, so that norms' partial sums must be completed
+        before that.
+        """
         group = groups.tensor_group()
 
         def complete(gradient: torch.Tensor) -> torch.Tensor:
@@ -88,7 +92,9 @@ class ZeroEngine(Engine):
         parameters = [parameter for parameter, _ in self.inputs.shards]
         for parameter, start, flat, offset, length in bridge.runs(self.engine, parameters):
             state = materialise(optimizer, flat)
-            weight, first, second = (t.data[offset : offset + length] for t in (flat, state["exp_avg"], state["exp_avg_sq"]))
+            weight, first, second = (
+                t.data[offset : offset + length] for t in (flat, state["exp_avg"], state["exp_avg_sq"])
+            )
             yield Fragment(self.shard_of[id(parameter)], start, weight, first, second)
 
     def publish(self) -> None:
