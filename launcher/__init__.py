@@ -2,11 +2,13 @@
 
 Open
 - `cli` for the list of commands, and how an exception becomes one line and an exit code;
-- `prepare`, `train`, `resume`, `inspect`, … for one command each: its arguments, its help, what it does;
+- `prepare`, `train`, `resume`, `generate`, `export`, `import_model`, `inspect` for one command
+  each: its arguments, its help, what it does;
 - `sources` for where a recipe comes from (a path, a shipped name), `job` for a recipe with its cluster;
 - `run_folder` for what lies in a run's folder and who may write there;
 - `supervise` for what is checked before ranks start, for starting them, and for the closing words;
 - `changes` for what a resume may change;
+- `one_process` for a run's model without a cluster, `huggingface_tokenizer` for its tokenizer as others read it;
 - `arguments` for overrides beside a command's own options, `tables` for how figures are laid out;
 - `recipes/` for the recipes.
 

@@ -27,6 +27,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("launcher.prepare", "raw text -> tokenizer and shards"),
     "train": ("launcher.train", "start a run from a recipe"),
     "resume": ("launcher.resume", "continue a run, on another layout if need be"),
+    "generate": ("launcher.generate", "continue a text with a run's model"),
+    "export": ("launcher.export", "a run's model as a folder that transformers loads"),
+    "import": ("launcher.import_model", "a run that continues a Hugging Face model"),
     "inspect": ("launcher.inspect", "what is in a run, a checkpoint, a shard set or a mix"),
 }
 """Name -> (module, imported when the command is called; what it does)."""

@@ -53,8 +53,17 @@ def known_keys_of_a_recipe() -> list[str]:
 
 def load_job(source: Path, overrides: Sequence[str] = ()) -> Job:
     """The recipe in a file or a run's folder, with `--section.key=value` set. Raises RecipeError, UserError."""
+    return job_of(load_document(source, overrides))
+
+
+def load_document(source: Path | None, overrides: Sequence[str] = ()) -> Document:
+    """A recipe's plain values with the overrides set; None is an empty recipe. Raises RecipeError."""
     from data_pipeline.config import PrepareConfig
 
-    document = recipes.load_document(source, overrides, {"cluster": ClusterConfig, "prepare": PrepareConfig})
+    return recipes.load_document(source, overrides, {"cluster": ClusterConfig, "prepare": PrepareConfig})
+
+
+def job_of(document: Document) -> Job:
+    """The typed job of plain values. Raises RecipeError."""
     cluster = parse_section(ClusterConfig, document.get("cluster"), "cluster", known_keys_of_a_recipe())
     return Job(recipes.parse_recipe(document), cluster, can_prepare="prepare" in document)

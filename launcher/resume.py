@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from hashlib import sha256
 
 from launcher import changes
 from launcher.arguments import Parser
+from launcher.errors import UserError
 from launcher.job import Job, load_job
 from launcher.run_folder import RunFolder
 from launcher.supervise import check_shards, supervise
@@ -36,7 +38,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(job.to_yaml(), end="")
         return 0
     job.check()
-    check_shards(job.recipe, None)
+    stream = check_shards(job.recipe)
+    if folder.tokenizer.is_file() and sha256(folder.tokenizer.read_bytes()).hexdigest() != stream.tokenizer_sha256:
+        raise UserError(f"data.mix was made with another tokenizer than this run; prepare it with {folder.tokenizer}")
     note(folder, job, found)
     return supervise(folder, job)
 

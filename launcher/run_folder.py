@@ -16,7 +16,10 @@ from training.recipe import RECIPE_FILE
 
 
 class RunFolder:
-    """`runs/NAME/`: recipe.yaml, checkpoints/, tensorboard/, metrics.jsonl, events.jsonl, logs/. Movable as a whole."""
+    """`runs/NAME/`: recipe.yaml, tokenizer.model, checkpoints/, tensorboard/, metrics.jsonl, events.jsonl, logs/.
+
+    Movable as a whole.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -26,6 +29,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.events = path / "events.jsonl"
         self.logs = path / "logs"
+        self.tokenizer = path / "tokenizer.model"
 
     @classmethod
     def existing(cls, source: str) -> RunFolder:
@@ -36,8 +40,8 @@ class RunFolder:
             raise UserError(f"{source} is no run's folder: {reason}")
         return folder
 
-    def create(self, recipe: str) -> None:
-        """Make the folder of a new run with its recipe in it.
+    def create(self, recipe: str, tokenizer: Path) -> None:
+        """Make the folder of a new run with its recipe and a copy of its tokenizer in it.
 
         Raises UserError if something that must not be lost is there, EnvironmentFailure if it cannot be written.
         """
@@ -52,6 +56,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EnvironmentFailure(f"{self.path} cannot be made: {error.strerror}") from error
+        replace_file(self.tokenizer, tokenizer.read_bytes())
         self.write_recipe(recipe)
 
     def has_checkpoints(self) -> bool:

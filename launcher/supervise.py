@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.errors import UserError
 from launcher.job import Job
@@ -15,12 +15,15 @@ from launcher.run_folder import RunFolder
 from training.metrics.events import EventLog
 from training.recipe import Recipe
 
+if TYPE_CHECKING:
+    from data_pipeline.stream import Stream, ValidationSet
 
-def check_shards(recipe: Recipe, prepare_with: str | None) -> None:
-    """Refuse shards that are missing or do not fit the model, before any rank starts.
 
-    `prepare_with` is the recipe from which `trestle prepare` makes them, if there is one. Raises UserError, BadShards,
-    BadConfig.
+def check_shards(recipe: Recipe, prepare_with: str | None = None) -> Stream:
+    """Refuse shards that are missing or do not fit the model, before any rank starts; the stream that they make.
+
+    A vocabulary that the recipe leaves open becomes the shards'. `prepare_with` is the recipe from which
+    `trestle prepare` makes them, if there is one. Raises UserError, BadShards, BadConfig, ModelError.
     """
     if not recipe.data.mix:
         raise UserError("data.mix is empty: name shards, such as --data shards/mix.yaml")
@@ -44,12 +47,17 @@ def check_shards(recipe: Recipe, prepare_with: str | None) -> None:
             )
         if data.tokenizer_sha256 != stream.tokenizer_sha256:
             raise UserError(f"{name} was made with another tokenizer than data.mix; prepare them together")
-    vocabulary = recipe.model.vocab_size
-    if vocabulary is not None and vocabulary < stream.vocab_size:
+    if recipe.model.vocab_size is None:
+        recipe.model.vocab_size = stream.vocab_size
+        recipe.model.check_layout(recipe.parallel)
+    if recipe.model.vocab_size < stream.vocab_size:
         raise UserError(
-            f"model.vocab_size is {vocabulary}, but the tokenizer of data.mix has {stream.vocab_size} tokens; "
-            f"set it to {stream.vocab_size} or more, or to null"
+            f"model.vocab_size is {recipe.model.vocab_size}, but the tokenizer of data.mix has {stream.vocab_size} "
+            f"tokens; set it to {stream.vocab_size} or more, or to null"
         )
+    if not stream.tokenizer_path.is_file():
+        raise UserError(f"the tokenizer of {recipe.data.mix[0].shards} is not at {stream.tokenizer_path}; put it there")
+    return stream
 
 
 def supervise(folder: RunFolder, job: Job) -> int:

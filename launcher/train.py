@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(job.to_yaml(), end="")
         return 0
     job.check()
-    check_shards(job.recipe, arguments.recipe if job.can_prepare else None)
+    stream = check_shards(job.recipe, arguments.recipe if job.can_prepare else None)
     folder = RunFolder(Path(job.recipe.run.directory) / job.recipe.run.name)
-    folder.create(job.to_yaml())
+    folder.create(job.to_yaml(), stream.tokenizer_path)
     return supervise(folder, job)
