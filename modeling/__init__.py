@@ -3,10 +3,8 @@
 Open
 - `registry` for the list of families and what the training loop asks of one;
 - `gpt/` for the decoder: `config` (its shape), `network` (the model over Megatron Core, and each parameter's global
-  place), `objective`
-  (batch → loss), `flops`, `presets` (GPT-3's eight models and a Llama-like one), `huggingface` (weights to and from
-  transformers),
-  `generation` (sampling with a key-value cache);
+  place), `objective` (batch → loss), `flops`, `presets` (GPT-3's eight models and a Llama-like one), `huggingface`
+  (weights to and from transformers), `generation` (sampling with a key-value cache);
 - `layout` for the parallel axes and their checks, `groups` for the process groups and this rank's coordinates,
   `execution` for precision, recomputation and compilation;
 - `sharding` and `initialization` for what a rank's parameter is a part of, and its initial values by name;

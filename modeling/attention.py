@@ -15,8 +15,7 @@ class CausalAttention(torch.nn.Module):
     """softmax(Q K^T / sqrt(d)) V with a causal, optionally banded mask; never materialises s x s scores itself.
 
     Query `[s, b, heads, d]`, key and value `[t, b, groups, d]`, result `[s, b, heads * d]`. With `band` each position
-    sees itself
-    and the `band - 1` before it.
+    sees itself and the `band - 1` before it.
     """
 
     def __init__(

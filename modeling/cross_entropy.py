@@ -2,8 +2,7 @@
 
 The logits are made a few hundred tokens at a time and never exist as a whole in fp32; one buffer in the weights' dtype
 holds softmax - onehot from forward to backward. Per token this is Megatron-LM's vocabulary-parallel cross-entropy
-(Shoeybi et
-al. 2019, section 3): a maximum and a sum over the group, no gathered logits.
+(Shoeybi et al. 2019, section 3): a maximum and a sum over the group, no gathered logits.
 """
 
 from __future__ import annotations
@@ -18,9 +17,7 @@ _free_buffers: list[torch.Tensor] = []
 
 
 def _take_buffer(rows: int, columns: int, like: torch.Tensor) -> torch.Tensor:
-    """A `[rows, columns]` buffer, reused from the micro-batch before: fresh pages cost more than the arithmetic on a
-    CPU.
-    """
+    """A `[rows, columns]` buffer, reused from the micro-batch before: fresh pages cost more than a CPU's arithmetic."""
     for i, buffer in enumerate(_free_buffers):
         if buffer.shape == (rows, columns) and buffer.dtype == like.dtype and buffer.device == like.device:
             return _free_buffers.pop(i)

@@ -1,9 +1,8 @@
 """Initial weights by name: element i of a parameter is a function of (seed, global name, i).
 
 Nothing is drawn in an order, so a rank fills just its slice and every layout starts from the same bits. The generator
-is
-SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"), whose i-th output needs no
-others; two halves of an output give one normal variate (Box and Muller 1958).
+is SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"), whose i-th output needs
+no others; two halves of an output give one normal variate (Box and Muller 1958).
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Megatron Core's own autograd function warns and looks groups up from inside forward, which breaks a graph; over torch's
 `linear` and the group's copy and reduce regions the arithmetic is the same. Under sequence parallelism Megatron Core's
-function is kept:
-it gathers its input again in backward instead of storing it.
+function is kept: it gathers its input again in backward instead of storing it.
 """
 
 from __future__ import annotations
@@ -39,8 +38,7 @@ class RowParallelLinear(tensor_parallel.RowParallelLinear):
             y = F.linear(input_, self.weight)
             y, bias = tensor_parallel.reduce_from_tensor_model_parallel_region(y, group=self.tp_group), self.bias
         if bias is not None and self.config.recompute_granularity == "selective":
-            # The bias leaves a recomputed region here. An autograd function that returns a parameter itself makes
-            # itself that
+            # The bias leaves a recomputed region here. An autograd function that returns a parameter becomes that
             # parameter's history: backward would recompute without end.
             bias = bias.view_as(bias)
         return y, bias

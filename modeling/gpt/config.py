@@ -9,7 +9,7 @@ from modeling.errors import ModelError
 from modeling.layout import Layout
 
 VOCABULARY_MULTIPLE = 128
-"""The vocabulary is padded to a multiple of this, whatever the layout: padding as a function of TP would change the model."""
+"""The vocabulary is padded to a multiple of this in every layout: padding by TP would change the model."""
 
 
 @dataclass
@@ -51,9 +51,9 @@ class GPTConfig:
     attention: Literal["dense", "alternating"] = "dense"
     """`alternating`: every second layer locally banded, as in GPT-3 (Brown et al. 2020, section 2.1)."""
     attention_band: int = 256
-    """Positions that a banded layer sees. An assumption: the paper gives no width (Child et al. 2019 use 128 and 256)."""
+    """Positions that a banded layer sees. An assumption: the paper gives no width (Child et al. 2019: 128 and 256)."""
     initializer_std: float = 0.02
-    """Standard deviation of initial weights; projections into the residual stream get it divided by sqrt(2 x layers)."""
+    """Standard deviation of initial weights; that of projections into the residual stream over sqrt(2 x layers)."""
 
     @property
     def head_size(self) -> int:
@@ -85,9 +85,11 @@ class GPTConfig:
 
     def check(self) -> None:
         """Raise ModelError for a shape that cannot be built."""
-        for name in ("num_layers", "hidden_size", "num_attention_heads", "sequence_length", "attention_band"):
-            if getattr(self, name) < 1:
-                raise ModelError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        sizes = ("num_layers", "hidden_size", "num_attention_heads", "sequence_length", "attention_band", "rotary_base")
+        for name in (*sizes, "num_query_groups", "ffn_hidden_size", "vocab_size"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ModelError(f"model.{name} is {size}; it must be at least 1")
         if self.hidden_size % self.num_attention_heads:
             raise ModelError(
                 f"model.hidden_size {self.hidden_size} is not divisible by model.num_attention_heads "

@@ -70,12 +70,12 @@ def generate_batch(
     """Continue several prompts of one length.
 
     Args:
-        model: the whole decoder as one pipeline stage; its training state (mode, compiled layers, sequence parallelism) is untouched.
+        model: the whole decoder as one pipeline stage; its mode and sequence parallelism stay as they are.
         tokens: `[b, t]` token ids; t + `max_new_tokens` may be at most the model's sequence_length.
         max_new_tokens: tokens to draw for each prompt, at most.
         temperature: divides the logits; 0 takes the most likely token.
         top_k: draw from the k most likely tokens only; None for all.
-        top_p: draw from the smallest set of most likely tokens whose probabilities add up to p (Holtzman et al. 2020, section 3.1).
+        top_p: draw from the fewest most likely tokens that reach p together (Holtzman et al. 2020, section 3.1).
         seed: of the draws; the same arguments give the same tokens.
         eod_id: a prompt whose continuation reached this token yields it from then on; when all have, generation ends.
 
@@ -89,8 +89,8 @@ def generate_batch(
     _check(gpt, model, tokens, max_new_tokens)
     if temperature < 0 or top_p <= 0 or top_p > 1 or (top_k is not None and top_k < 1):
         raise ModelError(
-            f"temperature {temperature}, top_k {top_k} and top_p {top_p}: temperature must be at least 0, top_k at least 1, "
-            "top_p above 0 and at most 1"
+            f"temperature {temperature}, top_k {top_k} and top_p {top_p}: temperature must be at least 0, top_k at "
+            "least 1, top_p above 0 and at most 1"
         )
     return _steps(model, tokens, max_new_tokens, temperature, top_k, top_p, seed, eod_id)
 
@@ -110,8 +110,8 @@ def _check(gpt: GPTConfig, model: GPT, tokens: Tensor, max_new_tokens: int) -> N
     length = tokens.shape[1]
     if length + max_new_tokens > gpt.sequence_length:
         raise ModelError(
-            f"a prompt of {length} tokens and max_new_tokens {max_new_tokens} exceed model.sequence_length {gpt.sequence_length}; "
-            f"at most {max(0, gpt.sequence_length - length)} new tokens fit"
+            f"a prompt of {length} tokens and max_new_tokens {max_new_tokens} exceed model.sequence_length "
+            f"{gpt.sequence_length}; at most {max(0, gpt.sequence_length - length)} new tokens fit"
         )
 
 
@@ -144,7 +144,7 @@ def _steps(
 
 
 def next_logits(model: GPT, tokens: Tensor, cache: StaticInferenceContext) -> Tensor:
-    """Logits `[b, vocab]` (fp32) of the token after `tokens` `[b, n]`, which follow what `cache` holds and are added to it.
+    """Logits `[b, vocab]` (fp32) after `tokens` `[b, n]`, which follow what `cache` holds and are added to it.
 
     n is 1 unless the cache is empty: Megatron Core sets no causal mask behind a cache.
     """
@@ -161,24 +161,24 @@ def next_logits(model: GPT, tokens: Tensor, cache: StaticInferenceContext) -> Te
 
 @contextlib.contextmanager
 def _inference(model: GPT) -> Iterator[None]:
-    """No dropout, no gradients, no sequence parallelism (one token cannot be divided), and no graph compiled for each length."""
+    """No dropout, no gradients, no sequence parallelism (one token cannot be divided), no graph for each length."""
     training = model.training
-    sequence_parallel = [m for m in model.modules() if getattr(m, "sequence_parallel", False)]
-    config, embedding = model.config, model.embedding
-    before = (config.sequence_parallel, embedding.reduce_scatter_embeddings, embedding.word_embeddings.reduce_scatter_embeddings)
+    parallel = [
+        (owner, name)
+        for owner in (model.config, *model.modules())
+        for name in ("sequence_parallel", "reduce_scatter_embeddings")
+        if getattr(owner, name, False)
+    ]
     model.eval()
+    for owner, name in parallel:
+        setattr(owner, name, False)
     try:
-        for module in sequence_parallel:
-            module.sequence_parallel = False
-        config.sequence_parallel = False
-        embedding.reduce_scatter_embeddings = embedding.word_embeddings.reduce_scatter_embeddings = False
-        # Not inference_mode: Megatron Core caches rotary angles, which training would then find to be inference tensors.
+        # Not inference_mode: Megatron Core caches rotary angles, and training could not differentiate through those.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        for module in sequence_parallel:
-            module.sequence_parallel = True
-        config.sequence_parallel, embedding.reduce_scatter_embeddings, embedding.word_embeddings.reduce_scatter_embeddings = before
+        for owner, name in parallel:
+            setattr(owner, name, True)
         model.train(training)
 
 
@@ -199,7 +199,7 @@ def keep_top_k(logits: Tensor, k: int | None) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """`logits` `[b, vocab]` with all but the nucleus at minus infinity: the fewest tokens, most likely first, that reach p together."""
+    """`logits` `[b, vocab]` with all but the nucleus at minus infinity: the fewest most likely tokens that reach p."""
     if p >= 1:
         return logits
     ordered, order = logits.sort(dim=-1, descending=True)

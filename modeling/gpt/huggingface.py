@@ -1,9 +1,9 @@
 """Weights and config to and from transformers: GPT2LMHeadModel and LlamaForCausalLM, tensor by tensor.
 
-Pure conversion between our global tensors (named as in `network.describe`) and theirs; reading and writing files is somebody
-else's. What changes on the way:
-- Megatron Core keeps query, key and value in one matrix, interleaved by query group: group g holds its query heads, then its key, then
-  its value. GPT-2 has all queries, all keys, all values; Llama has three matrices.
+Pure conversion between our global tensors (named as in `network.describe`) and theirs; reading and writing files is
+somebody else's. What changes on the way:
+- Megatron Core keeps query, key and value in one matrix, interleaved by query group: each group holds its query heads,
+  then its key, then its value. GPT-2 has all queries, all keys, all values; Llama has three matrices.
 - GPT-2's Conv1D stores a linear layer's weight transposed.
 - SwiGLU's gate and up projections are [0] and [1] of our `[2, f, h]`, two matrices in Llama.
 Rotary positions need no change: both rotate the two halves of a head (Megatron Core's non-interleaved form).
@@ -40,7 +40,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def architecture(config: GPTConfig) -> str:
-    """The transformers class that computes what `config` describes; raises ModelError naming the keys that none can express."""
+    """The transformers class that computes what `config` describes; raises ModelError naming what none can."""
     reasons = []
     for name, needs in _FAMILIES.items():
         wrong = [
@@ -49,7 +49,7 @@ def architecture(config: GPTConfig) -> str:
             if getattr(config, key) != value
         ]
         if name == "GPT2LMHeadModel" and config.query_groups != config.num_attention_heads:
-            wrong.append(f"model.num_query_groups {config.query_groups} is not num_attention_heads {config.num_attention_heads}")
+            wrong.append(f"model.num_query_groups {config.query_groups} is not the {config.num_attention_heads} heads")
         if not wrong:
             return name
         reasons.append(f"{name}: {', '.join(wrong)}")
@@ -174,7 +174,7 @@ def export_tensors(config: GPTConfig, read: Callable[[str], Tensor]) -> Iterator
         read: our global tensor by its name in `network.describe`, in its global shape (SwiGLU's fc1: `[2, f, h]`).
 
     Yields:
-        (name, contiguous tensor of its own storage). A tied `lm_head.weight` is left out, as safetensors of transformers do.
+        (name, contiguous tensor of its own storage). A tied `lm_head.weight` is left out, as in transformers' files.
 
     Raises:
         ModelError: transformers has no class for this model.
@@ -202,7 +202,7 @@ def import_tensors(config: GPTConfig, read_hf: Callable[[str], Tensor]) -> Itera
         (name in `network.describe`, contiguous tensor of the global shape).
 
     Raises:
-        ModelError: transformers has no class for this model; a tensor is missing or has another shape than the config says.
+        ModelError: transformers has no class for this model; a tensor is missing or has not the config's shape.
     """
     return _import(_rules(config), read_hf)
 
@@ -236,7 +236,7 @@ def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 def to_hf_config(config: GPTConfig, *, eod_id: int | None = None) -> dict[str, Any]:
     """The contents of config.json; `eod_id` is the end-of-document token, which begins and ends a text.
 
-    Llama has no dropout but on attention weights, so only that is carried over. Raises ModelError as `architecture` does.
+    Llama has no dropout but on attention weights, so that alone is carried over. Raises ModelError as `architecture`.
     """
     name = architecture(config)
     common = {
@@ -285,7 +285,7 @@ def from_hf_config(theirs: Mapping[str, Any]) -> GPTConfig:
     """Our config from the contents of a config.json; a key that is left out has transformers' default.
 
     Raises:
-        ModelError: another model than GPT-2 or Llama, or a variant of them that Trestle does not compute, naming the key.
+        ModelError: another model than GPT-2 or Llama, or a variant that Trestle does not compute, naming the key.
     """
     kinds = {"gpt2": _from_gpt2, "llama": _from_llama}
     kind = theirs.get("model_type")
@@ -300,7 +300,9 @@ def _require(theirs: Mapping[str, Any], key: str, *allowed: Any) -> None:
     """Refuse a value of `key` other than `allowed`, the first of which is transformers' default."""
     value = theirs.get(key, allowed[0])
     if value not in allowed:
-        raise ModelError(f"config.json: {key} {value!r} cannot be imported; {' or '.join(repr(x) for x in allowed)} would fit")
+        raise ModelError(
+            f"config.json: {key} {value!r} cannot be imported; {' or '.join(repr(x) for x in allowed)} would fit"
+        )
 
 
 def _from_gpt2(theirs: Mapping[str, Any]) -> GPTConfig:
@@ -358,7 +360,9 @@ def _rotary_base(theirs: Mapping[str, Any]) -> int:
     rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default" or float(rope.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise ModelError(f"config.json: rotary positions of type {kind!r} ({dict(rope)}) cannot be imported; 'default' would fit")
+        raise ModelError(
+            f"config.json: rotary positions of type {kind!r} ({dict(rope)}) cannot be imported; 'default' would fit"
+        )
     base = float(rope.get("rope_theta", theirs.get("rope_theta", 10000.0)))
     if base != int(base):
         raise ModelError(f"config.json: rope_theta {base} cannot be imported; a whole number would fit")

@@ -36,9 +36,9 @@ __all__ = ["GPT", "build", "describe", "forward_step"]
 class GPT(GPTModel):
     """One pipeline chunk of the decoder.
 
-    Called with tokens `[b, s]`, positions `[b, s]` and labels `[b, s]` it returns, on the last stage, each token's loss in nats
-    `[b, s]` (fp32); without labels the logits `[b, s, vocab]`, or with an inference context those of the last position `[b, 1, vocab]`; on
-    other stages the hidden states `[s, b, h]`.
+    Called with tokens `[b, s]`, positions `[b, s]` and labels `[b, s]` it returns, on the last stage, each token's
+    loss in nats `[b, s]` (fp32); without labels the logits `[b, s, vocab]`, or with an inference context those of the
+    last position `[b, 1, vocab]`; on other stages the hidden states `[s, b, h]`.
     """
 
     def __init__(self, gpt: GPTConfig, execution: Execution, *, chunk: int | None) -> None:
@@ -46,7 +46,7 @@ class GPT(GPTModel):
         config = transformer_config(gpt, execution)
         layers = gpt.num_layers // (execution.layout.pipeline * execution.layout.virtual_pipeline)
         norm = NORMS[gpt.normalization]
-        # Attributes that setup_embeddings_and_output_layer, called by the constructor, needs; Module allows plain ones early.
+        # The constructor calls setup_embeddings_and_output_layer, which needs these; Module allows plain ones early.
         object.__setattr__(self, "gpt", gpt)
         object.__setattr__(self, "execution", execution)
         super().__init__(
@@ -63,7 +63,7 @@ class GPT(GPTModel):
         )
 
     def setup_embeddings_and_output_layer(self) -> None:
-        """Mark what is shared. Megatron Core also makes tied copies equal by an all-reduce; initial weights by name are equal."""
+        """Mark what is shared. Megatron Core also makes tied copies equal by an all-reduce; ours start equal."""
         tied_over_stages = self.gpt.tie_embeddings and self.config.pipeline_model_parallel_size > 1
         if self.pre_process:
             self.embedding.word_embeddings.weight.shared_embedding = tied_over_stages
@@ -114,7 +114,11 @@ def layer_spec(gpt: GPTConfig) -> ModuleSpec:
             linear_proj=RowParallelLinear,
         ),
     )
-    mlp = ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear))
+    mlp = ModuleSpec(
+        module=MLP,
+        params={"ffn_hidden_size": gpt.ffn_size},
+        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+    )
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -143,16 +147,20 @@ def transformer_config(gpt: GPTConfig, execution: Execution) -> TransformerConfi
     if execution.recompute == "full":
         recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     elif execution.recompute == "selective":
-        # The attention core as in Korthikanti et al. 2022, section 5, and the MLP, whose 4 h wide activations are the largest.
+        # The attention core as in Korthikanti et al. 2022, section 5, and the MLP, whose activations are the largest.
         recompute = {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]}
     swiglu = gpt.activation == "swiglu"
     with warnings.catch_warnings():
         # Recomputing core attention would be a waste with Transformer Engine's fused one; ours it is meant for.
-        warnings.filterwarnings("ignore", message="If you are using transformer_engine as the transformer implementation")
+        warnings.filterwarnings(
+            "ignore", message="If you are using transformer_engine as the transformer implementation"
+        )
         return _transformer_config(gpt, execution, swiglu, recompute)
 
 
-def _transformer_config(gpt: GPTConfig, execution: Execution, swiglu: bool, recompute: dict[str, Any]) -> TransformerConfig:
+def _transformer_config(
+    gpt: GPTConfig, execution: Execution, swiglu: bool, recompute: dict[str, Any]
+) -> TransformerConfig:
     layout = execution.layout
     return TransformerConfig(
         num_layers=gpt.num_layers,
@@ -208,8 +216,8 @@ def build(gpt: GPTConfig, execution: Execution) -> list[GPT]:
             if parameter.device.type != "meta":
                 fill(parameter, shards[name], execution.seed)
         if execution.compile:
-            # All layers share one compiled function; it has a variant for each of grad or not, banded or not and each size of
-            # micro-batch, and torch's limit of 8 would end the run.
+            # All layers share one compiled function. It has a variant for each of grad or not, banded or not and each
+            # size of micro-batch; torch's limit of 8 would end the run.
             torch._dynamo.config.recompile_limit = 64
             for layer in chunk.decoder.layers:
                 layer.forward = torch.compile(layer.forward, fullgraph=True, dynamic=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 # Table 2.1 of "Language Models are Few-Shot Learners". It contradicts itself twice, and a choice had to be made:
 #   1.3B: d_model 2048 with 24 heads of 128 (= 3072): 16 heads of 128, so that heads x width = 2048;
-#   13B:  d_model 5140 with 40 heads of 128 (= 5120): d_model 5120, which also gives the 12,850 M parameters of table D.1.
+#   13B:  d_model 5140 with 40 heads of 128 (= 5120): d_model 5120, which also gives the 12,850 M of table D.1.
 # The vocabulary is GPT-2's 50,257 (section 2.1), the context 2,048 (table 2.1's caption).
 _GPT3: dict[str, tuple[int, int, int]] = {  # layers, width, heads
     "gpt3-125m": (12, 768, 12),
@@ -36,6 +36,12 @@ _LLAMA_160M: dict[str, Any] = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    name: {"num_layers": layers, "hidden_size": width, "num_attention_heads": heads, "sequence_length": 2048, "vocab_size": 50257}
+    name: {
+        "num_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "sequence_length": 2048,
+        "vocab_size": 50257,
+    }
     for name, (layers, width, heads) in _GPT3.items()
 } | {"llama-160m": _LLAMA_160M}

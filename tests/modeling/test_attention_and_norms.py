@@ -28,7 +28,7 @@ def attention(band: int | None = None, dropout: float = 0.0) -> CausalAttention:
 
 
 def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, band: int | None) -> torch.Tensor:
-    """softmax(q k / sqrt(d)) v with loops over what each position sees; `[s, b, heads, d]`, last queries of t positions."""
+    """softmax(q k / sqrt(d)) v over what each position sees, in loops; `[s, b, heads, d]`, the last s of t positions."""
     (s, b, heads, d), (t, _, groups, _) = q.shape, k.shape
     out = torch.zeros(s, b, heads, d, dtype=q.dtype)
     for i in range(s):
@@ -69,7 +69,9 @@ def test_dropout_acts_in_training_only(band: int | None) -> None:
     q, k, v = inputs()
     module = attention(band, dropout=0.5)
     expected = plain_attention(q, k, v, band)
-    torch.testing.assert_close(module.eval()(q, k, v, attn_mask_type=AttnMaskType.causal), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        module.eval()(q, k, v, attn_mask_type=AttnMaskType.causal), expected, rtol=1e-10, atol=1e-12
+    )
     seed_dropout(1, 0)
     module.train()
     first, second = (module(q, k, v, attn_mask_type=AttnMaskType.causal) for _ in range(2))
@@ -108,4 +110,6 @@ def test_norms_are_marked_for_sequence_parallelism_as_the_config_says() -> None:
     for sequence in (False, True):
         config.sequence_parallel = sequence
         for norm in (LayerNorm, RMSNorm):
-            assert [p.sequence_parallel for p in norm(config, 8).parameters()] == [sequence] * (2 if norm is LayerNorm else 1)
+            assert [p.sequence_parallel for p in norm(config, 8).parameters()] == [sequence] * (
+                2 if norm is LayerNorm else 1
+            )

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from modeling.cross_entropy import linear_cross_entropy
 
 
-def both(tokens: int, dtype: torch.dtype, *, vocab_size: int = 300, rows: int = 384, h: int = 16, scale: float = 1.0) -> list[torch.Tensor]:
+def both(
+    tokens: int, dtype: torch.dtype, *, vocab_size: int = 300, rows: int = 384, h: int = 16, scale: float = 1.0
+) -> list[torch.Tensor]:
     """[loss, hidden's gradient, weight's gradient] of ours, then of torch's in fp64."""
     generator = torch.Generator().manual_seed(3)
     hidden = (scale * torch.randn(tokens, h, generator=generator)).to(dtype)
@@ -40,7 +42,7 @@ def test_fp32_loss_and_gradients_are_torchs(tokens: int) -> None:
 
 def test_bf16_loss_and_gradients_are_torchs_within_the_dtypes_rounding() -> None:
     loss, hidden, weight, loss_, hidden_, weight_ = both(600, torch.bfloat16)
-    # bf16 keeps 8 bits: logits below 32 (these have a deviation of 4) are off by up to 2^-4, the label's and the largest alike.
+    # bf16 keeps 8 bits: logits below 32 (these deviate by 4) are off by up to 2^-4, the label's and the largest alike.
     assert (loss - loss_).abs().max() < 2**-3
     for ours, theirs in ((hidden, hidden_), (weight, weight_)):
         assert (ours - theirs).norm() / theirs.norm() < 2e-2

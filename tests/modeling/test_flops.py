@@ -12,14 +12,16 @@ from tests.modeling.worlds import LLAMA_LIKE
 
 # Two layers, h = 4, s = 6, 10 tokens. A layer: QKV 3*16 + 12, projection 16 + 4, MLP 2*64 + 16 + 4, norms 2*8 = 244.
 # Model: 2 * 244 + final norm 8 + embeddings 40 + positions 24 = 560.
-SMALL = GPTConfig(num_layers=2, hidden_size=4, num_attention_heads=2, sequence_length=6, vocab_size=10, attention_band=3)
+SMALL = GPTConfig(
+    num_layers=2, hidden_size=4, num_attention_heads=2, sequence_length=6, vocab_size=10, attention_band=3
+)
 
 
 def test_parameters_by_hand() -> None:
     assert parameter_count(SMALL) == 560
     assert parameter_count(replace(SMALL, tie_embeddings=False)) == 600
     assert parameter_count(replace(SMALL, biases=False)) == 560 - 2 * (12 + 4 + 16 + 4)
-    # Llama-like, h = 32, f = 48, 2 of 4 key-value heads, 100 tokens, untied: 2 (32*64 + 32*32 + 3*32*48 + 64) + 32 + 2*3200.
+    # Llama-like, h = 32, f = 48, 2 of 4 key-value heads, untied: 2 (32*64 + 32*32 + 3*32*48 + 64) + 32 + 2*3200.
     assert parameter_count(LLAMA_LIKE) == 2 * (2048 + 1024 + 4608 + 64) + 32 + 6400
 
 

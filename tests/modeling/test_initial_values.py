@@ -33,7 +33,7 @@ def splitmix64(key: int, count: int) -> list[int]:
 
 
 def test_published_splitmix64_outputs_of_seed_1234567() -> None:
-    # Known answers that accompany the reference implementation (also on Rosetta Code, "Pseudo-random numbers/Splitmix64").
+    # Known answers that accompany the reference implementation (Rosetta Code, "Pseudo-random numbers/Splitmix64").
     known = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
     assert splitmix64(1234567, 5) == known
     assert [x % 2**64 for x in random_bits(1234567, torch.arange(5)).tolist()] == known
@@ -148,7 +148,9 @@ def test_padding_rows_are_zero_and_the_real_rows_do_not_know_of_them() -> None:
 @pytest.mark.usefixtures("single_process")
 @pytest.mark.parametrize("config", [GPT2_LIKE, LLAMA_LIKE], ids=["gpt2", "llama"])
 def test_each_kind_of_parameter_starts_by_gpt2s_scheme(config: GPTConfig) -> None:
-    wide = GPTConfig(**{**vars(config), "hidden_size": 128, "ffn_hidden_size": None, "num_layers": 8, "vocab_size": 300})
+    wide = GPTConfig(
+        **{**vars(config), "hidden_size": 128, "ffn_hidden_size": None, "num_layers": 8, "vocab_size": 300}
+    )
     model = build(wide, seed=11)
     for name, shard in network.describe(model).items():
         values = model.get_parameter(name).detach().flatten()

@@ -59,7 +59,9 @@ def test_every_preset_is_checked_against_a_known_count() -> None:
     assert parameter_count(GPTConfig(**PRESETS["llama-160m"])) == 124_668_672
 
 
-@pytest.mark.parametrize("layout", [Layout(), Layout(tensor=4, sequence=True), Layout(pipeline=4), Layout(tensor=2, pipeline=2)], ids=str)
+@pytest.mark.parametrize(
+    "layout", [Layout(), Layout(tensor=4, sequence=True), Layout(pipeline=4), Layout(tensor=2, pipeline=2)], ids=str
+)
 @pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"gpt3-175b"}))
 def test_all_ranks_together_hold_each_shipped_model_once(preset: str, layout: Layout) -> None:
     config = GPTConfig(**PRESETS[preset])

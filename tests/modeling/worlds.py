@@ -1,4 +1,4 @@
-"""Process groups for tests: a real world of one over gloo, and fake worlds of any size in which one rank stands alone."""
+"""Process groups for tests: a real world of one over gloo, and fake worlds in which one rank stands alone."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def build(config: GPTConfig, **execution: Any) -> network.GPT:
     return chunk
 
 
-def perturb(model: network.GPT, seed: int = 7) -> None:
-    """Give every parameter values of its own: fresh norms and biases are ones and zeros, which hide what is mixed up."""
+def perturb(model: network.GPT, seed: int = 7, scale: float = 0.1) -> None:
+    """Give every parameter values of its own: fresh norms and biases are ones and zeros, which hide mix-ups."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for shard, parameter in zip(network.describe(model).values(), model.parameters(), strict=True):
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.add_(0.1 * noise)
+            parameter.add_(scale * noise)
             parameter.view(-1)[shard.numel :] = 0  # padding stays zero
 
 
@@ -77,7 +77,9 @@ def sample(config: GPTConfig, batch: int = 2, seed: int = 1) -> torch.Tensor:
     return torch.randint(config.vocabulary, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def loss_and_gradients(model: network.GPT, tokens: torch.Tensor, dropout_seed: int = 5) -> tuple[float, dict[str, torch.Tensor]]:
+def loss_and_gradients(
+    model: network.GPT, tokens: torch.Tensor, dropout_seed: int = 5
+) -> tuple[float, dict[str, torch.Tensor]]:
     """One micro-batch: mean loss, and every parameter's gradient."""
     seed_dropout(dropout_seed, 0)
     model.zero_grad(set_to_none=True)
