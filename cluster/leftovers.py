@@ -1,6 +1,6 @@
 """Find and end whole groups of processes, safe against reused process numbers.
 
-Also a program, which `Guard` starts: `python -I -S leftovers.py DIRECTORY STARTED_BY`.
+Also a program, which `Guard` starts: `python -I -S leftovers.py DIRECTORY`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+ORDERLY = b"done"
 
 
 class Process(NamedTuple):
@@ -33,17 +35,17 @@ class Guard:
     """
 
     def __init__(self, directory: Path) -> None:
-        command = [sys.executable, "-I", "-S", __file__, str(directory), str(os.getpid())]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
+        command = [sys.executable, "-I", "-S", __file__, str(directory)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        self._process.wait()  # the program goes on as nobody's child: a dying Ray worker kills its own
 
     def close(self) -> None:
-        """Remove the directory."""
-        self._process.communicate()
+        """Remove the directory and wait until that is done."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(BrokenPipeError), self._process.stdin as told:
+            told.write(ORDERLY)
+        with self._process.stdout as end:
+            end.read()
 
 
 def tree_of(text: str) -> set[Process]:
@@ -124,9 +126,9 @@ def _command_line(pid: int) -> str:
 
 
 if __name__ == "__main__":
-    guarded, started_by = sys.argv[1], int(sys.argv[2])
-    sys.stdin.buffer.read()
-    if os.getppid() != started_by:
-        end_all(holders_of(guarded), time.monotonic())
-        end_all(holders_of(guarded), time.monotonic())  # what the first ones were just starting
-    shutil.rmtree(guarded, ignore_errors=True)
+    if os.fork():
+        os._exit(0)
+    if sys.stdin.buffer.read() != ORDERLY:
+        end_all(holders_of(sys.argv[1]), time.monotonic())
+        end_all(holders_of(sys.argv[1]), time.monotonic())  # what the first ones were just starting
+    shutil.rmtree(sys.argv[1], ignore_errors=True)

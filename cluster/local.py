@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import RayStartError
-from cluster.leftovers import Guard, Process, end_all, tree_of
+from cluster.leftovers import Guard, end_all, tree_of
 
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 80 * 1024 * 1024  # Ray's minimum is 75 MB; ranks never use it
@@ -95,23 +95,20 @@ class LocalRay:
                 return
             except Exception as error:  # Ray raises plain Exception when a part does not come up
                 words = f"the embedded Ray did not start: {_one_line(error)}{self._last_words()}"
-                end_all(self._processes(), time.monotonic())
+                end_all(tree_of(str(self.root)), time.monotonic())
                 # Ray waits 30 s for its parts, which a busy machine may well exceed once.
                 if last_try or "timed out" not in str(error):
                     raise RayStartError(words) from error
 
     def stop(self, disconnect: Callable[[], None]) -> None:
         """Call `disconnect`, end every process of this Ray and all their children, and remove its directory."""
-        processes = self._processes()  # now, while every child still has its parent
+        processes = tree_of(str(self.root))  # now, while every child still has its parent
         disconnect()
         if self._node is not None:
             self._node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
             self._node = None
         end_all(processes, time.monotonic() + 0.5)
         self._guard.close()  # removes the directory
-
-    def _processes(self) -> set[Process]:
-        return {process for process in tree_of(str(self.root)) if process.pid != self._guard.pid}
 
     def _last_words(self) -> str:
         for name in ("gcs_server.out", "gcs_server.err", "raylet.out", "raylet.err"):

@@ -14,6 +14,7 @@ from cluster.errors import ImpossiblePlacement, NodesUnavailable
 
 POLL_SECONDS = 0.2
 CLOSE_SECONDS = 5.0
+AGENT_START_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ def place(config: ClusterConfig, scratch: str | None, seconds: float, check: Cal
     what it raises ends the wait.
     Raises `ImpossiblePlacement` (the cluster is too small) or `NodesUnavailable` (large enough, but taken).
     """
+    from ray.util import remove_placement_group
+
     deadline = time.monotonic() + seconds
     while True:
         check()
@@ -137,8 +140,13 @@ def place(config: ClusterConfig, scratch: str | None, seconds: float, check: Cal
         else:
             group = _reserve(bundle, config.nodes, min(deadline, time.monotonic() + 10.0), check)
             if group is not None:
-                return Placement(_start_agents(group, config, bundle, scratch), bundle, group)
-            if time.monotonic() >= deadline:
+                try:
+                    return Placement(_start_agents(group, config, bundle, scratch), bundle, group)
+                except NodesUnavailable:  # a node died meanwhile
+                    remove_placement_group(group)
+                    if time.monotonic() >= deadline:
+                        raise
+            elif time.monotonic() >= deadline:
                 raise NodesUnavailable(
                     f"{config.nodes} of {describe(living_nodes())} would do, but what the run needs there is taken: "
                     f"{bundle.resources()} on each; wait for other jobs to end, or ask for less"
@@ -178,7 +186,7 @@ def _start_agents(group: Any, config: ClusterConfig, bundle: Bundle, scratch: st
         for index in range(config.nodes)
     ]
     try:
-        where = ray.get([agent.where.remote() for agent in agents], timeout=config.connect_seconds)
+        where = ray.get([agent.where.remote() for agent in agents], timeout=AGENT_START_SECONDS)
     except (ray.exceptions.RayError, TimeoutError) as error:
         for agent in agents:
             ray.kill(agent)

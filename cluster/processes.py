@@ -35,6 +35,7 @@ class Launch:
     node: str
     node_rank: int
     ranks_per_node: int
+    gpus: int  # reserved on this node, for all of its ranks
     world_size: int
     master_address: str
     master_port: int
@@ -256,6 +257,8 @@ def rank_environment(launch: Launch, local_rank: int, heartbeat: Path) -> dict[s
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     # Ray has set its own idea of this in the agent; the launch's environment below may know better.
     environment["OMP_NUM_THREADS"] = str(max(1, usable_cores() // launch.ranks_per_node))
+    if launch.gpus == 0:
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # else Ray has set it to the reserved ones, shared by the node's ranks
     environment.update(launch.environment)
     environment.update(
         RANK=str(launch.node_rank * launch.ranks_per_node + local_rank),

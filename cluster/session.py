@@ -56,11 +56,11 @@ def _private(cores: int, on_close: Callable[[], None]) -> Iterator[Session]:
 
 @contextmanager
 def _joined(address: str, node_address: str | None, seconds: float, on_close: Callable[[], None]) -> Iterator[Session]:
-    _wait_for_head(address, seconds)
     with _environment(quiet_environment()):
         former = use_loopback(address.startswith((LOOPBACK, "localhost")))
         try:
             forget_cached_settings()
+            _greet(address, seconds)
             _connect(address, node_address)
             yield Session(address, None)
         finally:
@@ -88,15 +88,25 @@ def _disconnect() -> None:
     ray.shutdown()
 
 
-def _wait_for_head(address: str, seconds: float) -> None:
-    """Raise `HeadUnreachable` unless something speaks gRPC there; ray.init itself would try for minutes."""
+def _greet(address: str, seconds: float) -> None:
+    """Raise `HeadUnreachable` unless a Ray head answers there and lets us in; ray.init itself would try for minutes."""
     import grpc
     from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
-    channel = init_grpc_channel(address)  # with TLS where RAY_USE_TLS says so
+    generated: Any = gcs_service_pb2
+    channel = init_grpc_channel(address)  # with the token and TLS where RAY_AUTH_MODE and RAY_USE_TLS say so
     try:
-        grpc.channel_ready_future(channel).result(timeout=seconds)
-    except grpc.FutureTimeoutError as error:
+        stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        stub.CheckAlive(generated.CheckAliveRequest(), timeout=seconds, wait_for_ready=True)
+    except grpc.RpcError as error:
+        if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            raise HeadUnreachable(
+                f"the Ray head at {address} wants its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file "
+                "that holds it"
+            ) from error
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            raise HeadUnreachable(f"what answers at {address} is no Ray head") from error
         raise HeadUnreachable(
             f"no Ray head has answered at {address} for {seconds:g} s; start one with `ray start --head`, "
             "or set cluster.address to null for a private Ray"

@@ -53,6 +53,7 @@ def run(
       RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, NODE_RANK, MASTER_ADDR, MASTER_PORT  as under torchrun
       TRESTLE_ATTEMPT    0, 1, ...
       TRESTLE_HEARTBEAT  a file to replace (atomically) with the current step number whenever there is progress
+      CUDA_VISIBLE_DEVICES  the GPUs reserved on its node, for LOCAL_RANK to choose from; empty where none are
       OMP_NUM_THREADS    its share of the node's cores, unless set here or in `environment`
     and exits with 0, 2 (user mistake: not restarted) or 75 (saved after SIGTERM); anything else is a failure.
     Its output goes to `log_directory`/rank-00000.log on its node; rank 0's lines go to `on_output` too.
@@ -163,6 +164,7 @@ class _Supervisor:
             node="",
             node_rank=0,
             ranks_per_node=config.ranks_per_node,
+            gpus=placement.bundle.gpus,
             world_size=world_size,
             master_address=address,
             master_port=port,

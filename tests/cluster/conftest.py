@@ -29,8 +29,9 @@ class Nodes:
     def address(self) -> str:
         return str(self.cluster.address)
 
-    def add(self, address: str) -> None:
-        self.by_address[address] = self.cluster.add_node(node_ip_address=address, num_cpus=1, wait=False)
+    def add(self, address: str, gpus: int = 0) -> None:
+        node = self.cluster.add_node(node_ip_address=address, num_cpus=1, num_gpus=gpus, wait=False)
+        self.by_address[address] = node
 
     def kill(self, address: str) -> None:
         self.cluster.remove_node(self.by_address.pop(address), allow_graceful=False)

@@ -59,7 +59,7 @@ def test_a_stopped_rank_is_found_within_its_deadline_and_named(nodes: Nodes, tmp
     assert (failed["rank"], failed["node"]) == (1, NODES[1])
     assert "rank 1 is stopped by a signal, at step 0" in failed["reason"]
     started_at, failed_at = (datetime.fromisoformat(event["time"]) for event in ran.events[:2])
-    assert 2.0 <= (failed_at - started_at).total_seconds() < 15.0
+    assert 2.0 <= (failed_at - started_at).total_seconds() < 30.0
 
 
 def test_gives_up_after_restarts_without_progress(nodes: Nodes, tmp_path: Path) -> None:
@@ -157,4 +157,20 @@ def test_a_lost_node_is_replaced_by_one_that_joins(nodes: Nodes, tmp_path: Path)
     assert ran.names == ["started", "failed", "restarted", "finished"]
     assert ran.events[1]["node"] == NODES[1] and "127.0.0.4" in ran.events[1]["reason"]
     assert ran.events[2]["nodes"] == [NODES[0], "127.0.0.5"]
-    assert not [path for path in Path("/dev/shm").glob("trestle-*") if path.stat().st_mtime > started]
+    deadline = time.monotonic() + 20
+    while left := [path for path in Path("/dev/shm").glob("trestle-*") if path.stat().st_mtime > started]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def test_gpus_are_reserved_where_nodes_have_them(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add("127.0.0.6", gpus=2)  # a resource by name only: Ray counts what it is told
+    nodes.cluster.wait_for_nodes(timeout=60)
+    try:
+        ran = run_ranks(nodes, tmp_path, "tell", ranks_per_node=2)
+    finally:
+        nodes.kill("127.0.0.6")
+    assert ran.outcome.exit_code == 0
+    assert ran.events[0]["nodes"] == ["127.0.0.6"] and ran.events[0]["gpus_per_node"] == 2
+    told = [json.loads((ran.logs / f"rank-{rank:05d}.log").read_text().splitlines()[1]) for rank in range(2)]
+    assert [(t["LOCAL_RANK"], t["CUDA_VISIBLE_DEVICES"]) for t in told] == [("0", "0,1"), ("1", "0,1")]
