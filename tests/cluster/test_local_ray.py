@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import http.client
 import json
 import os
 import signal
@@ -113,7 +115,7 @@ def status_of_job_submission(port: int) -> int | None:
         except urllib.error.HTTPError as error:
             if error.code != 404:
                 return error.code
-        except (OSError, ValueError, __import__("http.client").client.HTTPException):
+        except (OSError, ValueError, http.client.HTTPException):
             return None
     return 404
 
@@ -223,3 +225,32 @@ def test_a_ray_that_cannot_start_is_one_clear_line(tmp_path: Path, monkeypatch: 
             on_output=print,
         )
     assert raised.value.exit_code == 1 and "\n" not in str(raised.value)
+
+
+def test_a_ray_whose_parts_do_not_come_up_is_one_clear_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray._private.services
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EADDRINUSE, "Address already in use")
+
+    short = Path(f"/tmp/t{os.getpid()}")
+    short.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(short))
+    monkeypatch.setattr(ray._private.services, "start_raylet", fail)  # the head itself is up by then
+    environment = dict(os.environ)
+    with pytest.raises(RayStartError, match=r"the embedded Ray did not start: .*Address already in use") as raised:
+        run(
+            ["true"],
+            ClusterConfig(),
+            tensor_parallel=1,
+            environment={},
+            log_directory=tmp_path,
+            on_event=print,
+            on_output=print,
+        )
+    assert raised.value.exit_code == 1 and "\n" not in str(raised.value)
+    assert dict(os.environ) == environment
+    assert list(short.iterdir()) == [] and not tree_of(str(short))
+    short.rmdir()

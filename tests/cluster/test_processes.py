@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -166,8 +167,6 @@ def test_ranks_die_with_the_process_that_started_them(tmp_path: Path) -> None:
         "group = RankGroup(pickle.loads(bytes.fromhex(sys.argv[1])), Path(sys.argv[2]))\n"
         "print(*group.start(), flush=True); time.sleep(600)"
     )
-    import pickle
-
     launch = launch_of(tmp_path, RANK, "ignore-term")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", script, pickle.dumps(launch).hex(), str(tmp_path / "beats")]
