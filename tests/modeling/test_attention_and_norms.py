@@ -28,7 +28,7 @@ def attention(band: int | None = None, dropout: float = 0.0) -> CausalAttention:
 
 
 def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, band: int | None) -> torch.Tensor:
-    """softmax(q k / sqrt(d)) v over what each position sees, in loops; `[s, b, heads, d]`, the last s of t positions."""
+    """softmax(qk / sqrt(d)) v over what each position sees, in loops; `[s, b, heads, d]`, the last s of t positions."""
     (s, b, heads, d), (t, _, groups, _) = q.shape, k.shape
     out = torch.zeros(s, b, heads, d, dtype=q.dtype)
     for i in range(s):

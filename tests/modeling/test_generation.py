@@ -66,6 +66,17 @@ def test_logits_behind_the_cache_are_those_of_a_full_forward(model: GPT) -> None
     assert cache.sequence_len_offset == tokens.shape[1]
 
 
+def test_bf16_behind_the_cache_agrees_with_a_full_forward() -> None:
+    model = perturbed(LLAMA_LIKE, precision="bf16")
+    tokens = sample(model.gpt)[:, :-1]
+    full = logits(model, tokens).float()
+    cache = StaticInferenceContext(2, tokens.shape[1])
+    for prefix in (tokens[:, :6], *tokens[:, 6:].split(1, dim=1)):
+        ours = next_logits(model, prefix, cache)
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, full[:, cache.sequence_len_offset - 1], rtol=5e-2, atol=5e-2)
+
+
 def test_prefill_computes_the_last_positions_logits_alone(model: GPT) -> None:
     tokens = sample(model.gpt)[:, :-1]
     model.eval()

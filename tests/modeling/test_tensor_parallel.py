@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     folder = tmp_path_factory.mktemp("two_ranks")
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "error::UserWarning", "-m", "tests.modeling.two_ranks", str(rank), str(folder)],
+            [sys.executable, "-m", "tests.modeling.two_ranks", str(rank), str(folder)],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
             text=True,
@@ -33,7 +32,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     try:
         for process in processes:
             _, errors = process.communicate(timeout=240)
-            assert process.returncode == 0, errors
+            assert process.returncode == 0, errors[-3000:]
     finally:
         for process in processes:
             process.kill()
@@ -62,11 +61,9 @@ def test_gradients_put_together_are_those_of_one_rank(
 ) -> None:
     name, expected = alone
     for parameter, (shape, _, whole) in expected["gradients"].items():
-        if sequence and ("norm" in parameter or "position" in parameter or is_row_parallel_bias(parameter)):
+        if sequence and ("norm" in parameter or is_row_parallel_bias(parameter)):
             # Each rank has its part of the sequence: the engine sums these, and here the test does.
             assembled = sum(rank[f"{name}-{sequence}"]["gradients"][parameter][2] for rank in ranks)
-            if "position" in parameter:
-                assembled = assembled / 2  # the gather in backward has made it whole on each
         else:
             assembled = torch.full(shape, torch.nan)
             for rank in ranks:

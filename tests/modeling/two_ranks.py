@@ -1,4 +1,4 @@
-"""What one of two tensor-parallel ranks does for test_tensor_parallel: `python -m tests.modeling.two_ranks RANK FOLDER`."""
+"""One of two tensor-parallel ranks of test_tensor_parallel: `python -m tests.modeling.two_ranks RANK FOLDER`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.transformer.enums import AttnMaskType
 
 from modeling.execution import Execution
 from modeling.gpt import network
@@ -63,6 +62,8 @@ def dropout(config: GPTConfig, layout: Layout, tensor_rank: int) -> dict[str, An
     tokens = sample(config)
     network.forward_step({"tokens": tokens}, model)
     # Equal scores, and values that are unit vectors: what comes out are the attention weights themselves.
+    from megatron.core.transformer.enums import AttnMaskType
+
     s, heads = 8, 2
     query = torch.zeros(s, 1, heads, s)
     value = torch.eye(s)[:, None, None, :].expand(s, 1, heads, s)
