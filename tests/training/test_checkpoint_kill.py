@@ -86,7 +86,7 @@ def test_whatever_moment_a_writer_is_killed_the_newest_checkpoint_is_whole(tmp_p
             "neither the newest completed nor the one being published"
         )
         assert newest <= max(started)
-    assert newest >= KILLS, "hardly any checkpoint was completed: the test shows nothing"
+    assert newest >= KILLS // 4, "hardly any checkpoint was completed: the test shows nothing"
     assert interrupted >= KILLS // 4, "hardly any kill hit a save: the test shows nothing"
     CheckpointWriter(tmp_path, 0, 1)
     assert all(step_of(path.name) for path in tmp_path.iterdir()), "the next start clears what the killed left"

@@ -43,6 +43,7 @@ def elements(piece: Piece, tensor: torch.Tensor) -> torch.Tensor:
 
 
 @given(st.data())
+@settings(deadline=None)  # a loaded machine is no failure
 def test_a_flat_range_is_few_boxes_that_lie_contiguously_in_it(data: st.DataObject) -> None:
     shape = data.draw(SHAPES)
     numel = math.prod(shape)
@@ -56,6 +57,7 @@ def test_a_flat_range_is_few_boxes_that_lie_contiguously_in_it(data: st.DataObje
 
 
 @given(st.data())
+@settings(deadline=None)  # a loaded machine is no failure
 def test_what_is_cut_one_way_is_read_back_another_way(data: st.DataObject) -> None:
     shape = data.draw(SHAPES)
     tensor = torch.randn(shape)
@@ -69,6 +71,7 @@ def test_what_is_cut_one_way_is_read_back_another_way(data: st.DataObject) -> No
 
 
 @given(st.data())
+@settings(deadline=None)  # a loaded machine is no failure
 def test_an_element_that_nobody_stored_is_missed(data: st.DataObject) -> None:
     shape = data.draw(SHAPES)
     sources = [piece for piece in data.draw(partitions(shape)) if piece.numel]
