@@ -161,8 +161,9 @@ def test_overlap_is_the_share_of_shared_shingles() -> None:
         " ".join([*words[100:158], *(f"new{n}" for n in range(43))]),  # 51 of its 94 shingles
         " ".join(f"other{n}" for n in range(100)),
         "too short",
+        " ".join(reversed(words[:100])),  # the same words in another order
     ]
     training = [" ".join(words).upper(), "something else entirely"]
     shares = overlaps(held_out, training)
-    assert shares[:3].tolist() == [1.0, 51 / 94, 0.0] and np.isnan(shares[3])
+    assert shares[:3].tolist() == [1.0, 51 / 94, 0.0] and np.isnan(shares[3]) and shares[4] == 0.0
     assert overlaps([], training).tolist() == []

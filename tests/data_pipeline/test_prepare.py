@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -19,6 +20,7 @@ from data_pipeline.config import CorpusConfig, PrepareConfig, ShardSource, Token
 from data_pipeline.errors import BadConfig, BadCorpus, BadTokenizer, EnvironmentFailure, UserError
 from data_pipeline.prepare import PrepareResult, prepare
 from data_pipeline.shard_reader import ShardSet
+from data_pipeline.shards import publish
 from data_pipeline.stream import Stream, ValidationSet
 from data_pipeline.tokenizer import Tokenizer
 from tests.data_pipeline.conftest import mix_of, small_recipe
@@ -158,6 +160,27 @@ def test_a_finished_output_is_replaced_on_request_only(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match="is no shard set"):
         run(small_recipe(tmp_path / "out2", corpora=json_only))
     assert (tmp_path / "out2" / "json" / "thesis.tex").exists()
+
+
+def test_a_replacement_that_breaks_off_leaves_no_mix_that_names_old_and_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpora = [CorpusConfig(name, [f"{{stdlib}}/{name}/*.py"], validation_fraction=0.0) for name in ("json", "email")]
+    config = small_recipe(tmp_path / "out", corpora=corpora, tokenizer=TokenizerConfig("bpe", 400))
+    run(config)
+
+    def fail_at_the_second(built: Path, final: Path) -> None:
+        if final.name == "email":
+            raise OSError(errno.EIO, "input/output error")
+        publish(built, final)
+
+    monkeypatch.setattr("data_pipeline.prepare.publish", fail_at_the_second)
+    config.overwrite = True
+    with pytest.raises(EnvironmentFailure):
+        run(config)
+    assert not (tmp_path / "out" / "mix.yaml").exists()
+    for name in ("json", "email"):
+        ShardSet(tmp_path / "out" / name).verify()
 
 
 def test_a_killed_prepare_leaves_no_whole_looking_set_and_the_next_one_succeeds(tmp_path: Path, shards: Path) -> None:

@@ -140,6 +140,16 @@ def test_skips_shift_the_samples_that_follow(shards: Path) -> None:
     assert list(skipping.epochs(300).values()) == [(seen == c).sum() / n for c, n in enumerate(sizes)]
 
 
+def test_skipped_samples_do_not_count_as_epochs(shards: Path) -> None:
+    """Skips each sample of the first corpus, so that only the second is ever seen."""
+    stream = Stream(mix_of(shards), 5)
+    for consumed in range(60):
+        while stream.locate(np.array([consumed]))[0][0] == 0:
+            stream.skip(at=consumed, count=1)
+    assert set(stream.batch(0, 60).corpus.tolist()) == {1}
+    assert stream.epochs(60) == {"network": 0.0, "tools": 60 / ShardSet(shards / "tools").samples}
+
+
 def test_state_survives_json_and_a_resume_continues(shards: Path) -> None:
     stream = Stream(mix_of(shards), 7)
     stream.skip(at=32, count=16)
