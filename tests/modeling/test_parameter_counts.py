@@ -92,7 +92,7 @@ def test_175b_on_128_ranks_is_whole_and_takes_no_memory() -> None:
     sizes: Counter[str] = Counter()
     shapes: dict[str, tuple[int, ...]] = {}
     for stage in range(16):
-        # Ranks 1 to 6 of a tensor-parallel group differ in where their boxes begin alone; building one of them saves time.
+        # Ranks 1 to 6 of a tensor-parallel group differ in where their boxes begin alone: one stands for them.
         for tensor_rank, times in ((0, 1), (1, 6), (7, 1)):
             for name, size in sizes_on_rank(config, layout, 8 * stage + tensor_rank, shapes).items():
                 sizes[name] += times * size
