@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from tests.training.checkpoints import KINDS, SHAPES, share, values, write
 from training.checkpoint import Checkpoint, CheckpointWriter, Piece, Retention, SaveFailed, candidates
+from training.checkpoint import format as fmt
 from training.checkpoint.format import step_of
 
 
@@ -183,6 +184,27 @@ def test_a_rank_whose_rank_0_vanished_does_not_wait_for_ever(tmp_path: Path) -> 
     writer.save(6, share(1, 2, 6), {})
     with pytest.raises(SaveFailed, match=r"rank 0 did not complete it within 0.4 s"):
         writer.wait()
+
+
+def test_a_rank_that_was_still_writing_learns_why_rank_0_gave_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, slow = write(tmp_path, 5)
+    (tmp_path / ".step-00000006.partial").mkdir()
+    (tmp_path / ".step-00000006.partial" / "rank-00000.safetensors").symlink_to("/dev/full")
+    write_hashed = fmt.write_hashed
+
+    def after_rank_0(path: Path, *buffers: bytes | memoryview) -> dict:
+        if path.name == "rank-00001.json":  # its tensors are written, its record is not
+            with pytest.raises(SaveFailed):
+                first.wait()
+        return write_hashed(path, *buffers)
+
+    monkeypatch.setattr(fmt, "write_hashed", after_rank_0)
+    first.save(6, share(0, 2, 6), {})
+    slow.save(6, share(1, 2, 6), {})
+    with pytest.raises(SaveFailed, match="step 6 was not written: No space left on device"):
+        slow.wait()
 
 
 def test_a_rank_that_learns_late_of_a_failure_still_takes_part_in_the_next_save(tmp_path: Path) -> None:

@@ -73,9 +73,9 @@ class Meeting:
         """Other ranks: return when the checkpoint with this rank's `record` in it has its name. Raises SaveFailed."""
 
         def published() -> bool:
-            refusal = self._own(self.refusal)
-            if refusal is not None:
-                raise SaveFailed(refusal["reason"])
+            reason = self.refused()
+            if reason is not None:
+                raise SaveFailed(reason)
             if self.partial.exists():
                 return False
             with contextlib.suppress(FileNotFoundError):
@@ -86,6 +86,11 @@ class Meeting:
         if not self._poll(published, 2 * self.deadline_seconds):
             raise SaveFailed(f"rank 0 did not complete it within {2 * self.deadline_seconds:g} s")
 
+    def refused(self) -> str | None:
+        """Why rank 0 has given this save up, None if it has not."""
+        refusal = self._own(self.refusal)
+        return None if refusal is None else str(refusal["reason"])
+
     def clear_notes(self) -> None:
         for note in self.partial.glob(".rank-*"):
             note.unlink()
@@ -94,12 +99,11 @@ class Meeting:
         """Leave nothing behind and tell the others: best effort, as the disk may be gone and the error is under way."""
         with contextlib.suppress(OSError):
             (self.partial / fmt.data_file(self.rank)).unlink(missing_ok=True)  # first make room for the note
+        note = self.refusal if self.rank == 0 else self.partial / f".rank-{self.rank:05d}.failed"
         with contextlib.suppress(OSError):
-            if self.rank == 0:
-                shutil.rmtree(self.partial, ignore_errors=True)
-                self._note(self.refusal, {"reason": reason})
-            else:
-                self._note(self.partial / f".rank-{self.rank:05d}.failed", {"reason": reason})
+            self._note(note, {"reason": reason})
+        if self.rank == 0:  # after the note: a rank that misses the folder finds the reason
+            shutil.rmtree(self.partial, ignore_errors=True)
 
     def _note(self, path: Path, content: dict[str, Any]) -> None:
         draft = path.with_suffix(path.suffix + f"-{self.rank}-draft")

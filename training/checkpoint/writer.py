@@ -180,6 +180,8 @@ class CheckpointWriter:
                 meeting.await_publication(job.record)
         except OSError as error:
             what = f"{error.strerror or error} ({error.filename or meeting.partial})"
+            if self.rank > 0 and isinstance(error, FileNotFoundError):  # rank 0 took the folder away: why?
+                what = meeting.refused() or what
             meeting.give_up(what)
             raise SaveFailed(
                 f"the checkpoint of step {job.step} was not written: {what}; {self._fallback()}"
