@@ -9,7 +9,8 @@ Open
 - `supervise` for what is checked before ranks start, for starting them, and for the closing words;
 - `changes` for what a resume may change;
 - `one_process` for a run's model without a cluster, `huggingface_tokenizer` for its tokenizer as others read it;
-- `arguments` for overrides beside a command's own options, `tables` for how figures are laid out;
+- `arguments` for overrides beside a command's own options, `tables` for how figures are laid out,
+  `explain` for what each key means;
 - `recipes/` for the recipes.
 
 Commands are imported when they are called, and torch, Ray and DeepSpeed only by the commands that need them.

@@ -45,7 +45,9 @@ def add_recipe(parser: Parser) -> None:
     parser.add_argument(
         "recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe such as gpt3-125m"
     )
-    parser.add_argument("--print_config", action="store_true", help="print the resolved recipe and do nothing else")
+    parser.add_argument(
+        "--print_config", action="store_true", help="print the resolved recipe, each key explained, and do nothing else"
+    )
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -61,6 +61,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         tensors = ((name, tensor.to(dtype)) for name, tensor in export_tensors(config, checkpoint.tensor))
         written = write_tensors(draft, tensors, SHARD_BYTES)
         (draft / "config.json").write_text(json.dumps(theirs, indent=2) + "\n")
+        for path in draft.glob("*.safetensors"):
+            shutil.copymode(draft / "config.json", path)  # safetensors lets nobody but the owner read its files
         remark = write_tokenizer(draft, tokenizer, config.sequence_length)
     what = f"{theirs['architectures'][0]} of step {checkpoint.step}"
     print(f"{arguments.directory}: {what}, {size(written)} in {arguments.dtype}")

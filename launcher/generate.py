@@ -81,13 +81,16 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
     """The text of tokens as they come; a character that is spread over several tokens appears with the last of them."""
-    waiting: list[int] = []
+    drawn: list[int] = []
+    shown = 0
+    text = ""
     for token in tokens:
-        waiting.append(token)
-        text = tokenizer.decode(waiting)
-        # A replacement character at the end may be the start of one; four bytes are the longest, so it resolves soon.
-        if not text.endswith("\ufffd") or len(waiting) >= 4:
-            yield text
-            waiting = []
-    if waiting:
-        yield tokenizer.decode(waiting)
+        drawn.append(token)
+        text = tokenizer.decode(drawn)
+        # A replacement character at the end may be the beginning of a character; all before it stays as it is.
+        settled = len(text) - text.endswith("\ufffd")
+        if settled > shown:
+            yield text[shown:settled]
+            shown = settled
+    if text[shown:]:
+        yield text[shown:]

@@ -41,7 +41,7 @@ def parser() -> Parser:
     made.add_argument("directory", metavar="DIR", help="the folder of the model to import")
     made.add_argument("--name", required=True, help="of the run; its folder is made in run.directory")
     made.add_argument("--recipe", metavar="RECIPE", help="a YAML file or shipped name with all sections but the model")
-    made.add_argument("--print_config", action="store_true", help="print the resolved recipe and do nothing else")
+    made.add_argument("--print_config", action="store_true", help="print the resolved recipe, each key explained")
     return made
 
 
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     source = Path(arguments.directory)
     job = _job(source, arguments.name, arguments.recipe, overrides)
     if arguments.print_config:
-        print(job.to_yaml(), end="")
+        print(job.explained(), end="")
         return 0
     job.check()
     stream = check_shards(job.recipe)

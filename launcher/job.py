@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from cluster.config import ClusterConfig
@@ -34,6 +34,13 @@ class Job:
     def to_yaml(self) -> str:
         """The resolved recipe as `recipe.yaml` keeps it."""
         return recipes.dump_yaml(self.document())
+
+    def explained(self) -> str:
+        """The same with what each key means beside it."""
+        from launcher.explain import comments
+
+        types = {field.name: type(getattr(self.recipe, field.name)) for field in fields(self.recipe)}
+        return recipes.dump_yaml(self.document(), comments({**types, "cluster": ClusterConfig}))
 
     def check(self) -> None:
         """Refuse what cannot run, before anything is started. Raises errors with exit_code 2."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from data_pipeline.config import PrepareConfig
 from launcher.arguments import Parser, add_recipe
 from launcher.errors import UserError
+from launcher.explain import comments
 from launcher.sources import find_recipe
 from launcher.tables import size, table
 from training.overrides import apply_overrides, read_yaml
@@ -31,9 +32,10 @@ def parser() -> Parser:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    config = load_prepare(find_recipe(arguments.recipe), overrides)
+    source = find_recipe(arguments.recipe)
+    config = load_prepare(source, overrides)
     if arguments.print_config:
-        print(dump_yaml({"prepare": to_plain(config)}), end="")
+        print(dump_yaml({"prepare": to_plain(config)}, comments({"prepare": PrepareConfig})), end="")
         return 0
     from data_pipeline.prepare import prepare
 
@@ -48,7 +50,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     print(
         f"in {result.output}, with a tokenizer of {result.vocab_size:,} tokens, in {sum(result.seconds.values()):.1f} s"
     )
-    print(f"next: trestle train RECIPE --data {Path(result.output) / 'mix.yaml'}")
+    trains = "model" in read_yaml(source) and not overrides
+    with_what = arguments.recipe if trains else f"RECIPE --data {Path(result.output) / 'mix.yaml'}"
+    print(f"next: trestle train {with_what}")
     return 0
 
 

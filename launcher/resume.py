@@ -26,7 +26,7 @@ def parser() -> Parser:
         takes_overrides=True,
     )
     made.add_argument("run", metavar="RUN", help="a run's folder, such as runs/demo")
-    made.add_argument("--print_config", action="store_true", help="print the resolved recipe and do nothing else")
+    made.add_argument("--print_config", action="store_true", help="print the resolved recipe, each key explained")
     return made
 
 
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     job = load_job(folder.path, overrides)
     found = changes.changes(load_job(folder.path).document(), job.document())
     if arguments.print_config:
-        print(job.to_yaml(), end="")
+        print(job.explained(), end="")
         return 0
     job.check()
     stream = check_shards(job.recipe)

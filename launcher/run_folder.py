@@ -75,7 +75,11 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder against a second `trestle` that would train in it. Raises UserError if one does."""
-        with (self.path / ".lock").open("w") as file:
+        try:
+            file = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise EnvironmentFailure(f"{self.path} cannot be written: {error.strerror}") from error
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -92,9 +96,17 @@ class RunFolder:
         if self.metrics.is_file():
             with self.metrics.open(encoding="utf-8", errors="replace") as lines:
                 for line in lines:
-                    if line.endswith("\n"):
-                        figures.update({k: v for k, v in json.loads(line).items() if v is not None})
+                    figures.update({k: v for k, v in _parse(line).items() if v is not None})
         return figures
+
+
+def _parse(line: str) -> dict[str, Any]:
+    """The figures on a line, {} for the fragment that a crash or a full disk left of one."""
+    try:
+        figures = json.loads(line)
+    except ValueError:
+        return {}
+    return figures if isinstance(figures, dict) else {}
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -67,7 +67,10 @@ def supervise(folder: RunFolder, job: Job) -> int:
     log = EventLog(folder.events)
 
     def on_event(event: Mapping[str, Any]) -> None:
-        log.write(event["event"], **{key: value for key, value in event.items() if key != "event"})
+        try:
+            log.write(event["event"], **{key: value for key, value in event.items() if key != "event"})
+        except OSError as error:  # the ranks train on: a full disk is no reason to lose their work
+            print(f"trestle: {event['event']} could not be noted: {error}", file=sys.stderr, flush=True)
         line = _line(event)
         if line:
             print(f"trestle: {line}", flush=True)

@@ -18,7 +18,7 @@ def parser() -> Parser:
         "train",
         "Train a model from a recipe, in the folder run.directory/run.name. Ranks that fail are started again from\n"
         "the newest verified checkpoint; Ctrl-C and SIGTERM save first. Any key of the recipe can be set with\n"
-        "--SECTION.KEY VALUE; --print_config shows them all.\n"
+        "--SECTION.KEY VALUE; --print_config shows and explains them all.\n"
         'Times are steps or tokens: --training.steps 500, --optimizer.warmup "375M tokens".',
         "  trestle prepare demo\n"
         "  trestle train demo --run.name first --optimizer.lr 3e-4 --cluster.ranks_per_node 2\n"
@@ -32,7 +32,7 @@ def parser() -> Parser:
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     job = load_job(find_recipe(arguments.recipe), overrides)
     if arguments.print_config:
-        print(job.to_yaml(), end="")
+        print(job.explained(), end="")
         return 0
     job.check()
     stream = check_shards(job.recipe, arguments.recipe if job.can_prepare else None)

@@ -106,11 +106,18 @@ def to_yaml(recipe: Recipe) -> str:
     return dump_yaml(to_document(recipe))
 
 
-def dump_yaml(document: Document) -> str:
-    """A document of sections as YAML: a key a line, in order, and what is below it on that line."""
+def dump_yaml(document: Document, comments: Mapping[str, str] | None = None) -> str:
+    """A document of sections as YAML: a key a line, in order, and what is below it on that line.
+
+    `comments` are said of keys, such as "run.seed".
+    """
     blocks = []
     for name, section in document.items():
-        lines = [f"  {key}:{_flow(value)}\n" for key, value in section.items()] if isinstance(section, dict) else []
+        lines = []
+        for key, value in section.items() if isinstance(section, dict) else ():
+            text, comment = _flow(value), (comments or {}).get(f"{name}.{key}")
+            said = f"  # {comment}" if comment else ""
+            lines.append(f"  {key}:{said}{text}\n" if text.startswith("\n") else f"  {key}:{text}{said}\n")
         blocks.append(f"{name}:\n{''.join(lines)}" if lines else f"{name}:{_flow(section)}\n")
     return "\n".join(blocks)
 
@@ -118,10 +125,15 @@ def dump_yaml(document: Document) -> str:
 def _flow(value: Any) -> str:
     if isinstance(value, list) and any(isinstance(element, dict) for element in value):
         return "".join(f"\n    -{_flow(element)}" for element in value)
-    # Text over several lines is quoted so that it stays on one: its indentation is not the document's.
-    style = '"' if isinstance(value, str) and not value.isprintable() else None
+    # What cannot be printed is escaped: PyYAML would fold a line end, and read a NEL back as a space.
+    awkward = "\\" in repr(value)
     text: str = yaml.safe_dump(
-        value, sort_keys=False, allow_unicode=True, width=10**9, default_flow_style=True, default_style=style
+        value,
+        sort_keys=False,
+        allow_unicode=not awkward,
+        width=10**9,
+        default_flow_style=True,
+        default_style='"' if awkward and isinstance(value, str) else None,
     )
     return " " + text.removesuffix("...\n").strip("\n")
 

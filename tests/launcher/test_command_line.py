@@ -151,7 +151,10 @@ def test_print_config_is_a_recipe_that_prints_itself(
     overrides = ["--optimizer.lr", "3e-4", "--cluster.nodes=3", "--model.preset", "llama-160m"]
     assert main(["train", "gpt3-125m", *overrides, "--print_config"]) == 0
     first = capsys.readouterr().out
+    assert "  lr: 0.0003  # Peak learning rate." in first, "each key is explained"
     printed = yaml.safe_load(first)
+    bare = [line for line in first.splitlines() if line.startswith("  ") and ":" in line and " # " not in line]
+    assert all(line.lstrip().startswith("- ") for line in bare), f"keys without a word: {bare}"
     assert (printed["optimizer"]["lr"], printed["cluster"]["nodes"], printed["model"]["positions"]) == (
         3e-4,
         3,
