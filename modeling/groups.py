@@ -19,8 +19,8 @@ from modeling.layout import Layout
 megatron_bridge.prepare()
 
 # After the bridge, which also keeps their warnings quiet.
-from megatron.core import parallel_state  # noqa: E402
-from megatron.core.pipeline_parallel.schedules import get_forward_backward_func  # noqa: E402
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,22 @@ def start_groups(layout: Layout) -> Coordinates:
 
 
 def stop_groups() -> None:
-    """Forget the process groups, so that another layout can be started in the same process."""
+    """Close the process groups, so that another layout can be started in the same process."""
+    world = dist.group.WORLD
+    # Megatron Core forgets its groups without closing them, and each keeps threads and sockets for as long as it is open.
+    open_groups = {id(group): group for group in _groups_of_megatron()}
     parallel_state.destroy_model_parallel()
+    for group in open_groups.values():
+        if group is not world:
+            dist.destroy_process_group(group)
+
+
+def _groups_of_megatron() -> list[dist.ProcessGroup]:
+    found = []
+    for value in vars(parallel_state).values():
+        members = value if isinstance(value, list) else [value]
+        found += [member for member in members if isinstance(member, dist.ProcessGroup)]
+    return found
 
 
 def coordinates() -> Coordinates:

@@ -4,6 +4,7 @@ launch.
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 SHAPE = {"num_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "sequence_length": 16, "vocab_size": 131}
-GLOBAL_BATCH, MICRO_BATCH = 8, 1
+GLOBAL_BATCH, MICRO_BATCH = 4, 1
 
 
 def tokens_of_step(step: int, size: int = GLOBAL_BATCH) -> torch.Tensor:
@@ -55,6 +56,7 @@ def start(case: dict[str, Any]) -> Engine:
 def stop(engine: Engine) -> None:
     engine.close()
     groups.stop_groups()
+    gc.collect()  # a gloo group's threads end when nothing refers to it any more
 
 
 def step(engine: Engine, tokens: torch.Tensor) -> tuple[float, float]:
@@ -76,5 +78,6 @@ def train_cases(cases: list[dict[str, Any]]) -> list[dict[str, list[float]]]:
         engine = start(case)
         curve = [step(engine, tokens_of_step(i)) for i in range(case["steps"])]
         stop(engine)
+        del engine
         results.append({"case": case, "loss": [x for x, _ in curve], "grad_norm": [x for _, x in curve]})
     return results
