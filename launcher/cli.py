@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("launcher.train", "start a run from a recipe"),
     "resume": ("launcher.resume", "continue a run, on another layout if need be"),
     "generate": ("launcher.generate", "continue a text with a run's model"),
+    "evaluate": ("launcher.evaluate", "validation loss, perplexity and bits per byte, beside a baseline"),
     "export": ("launcher.export", "a run's model as a folder that transformers loads"),
     "import": ("launcher.import_model", "a run that continues a Hugging Face model"),
     "inspect": ("launcher.inspect", "what is in a run, a checkpoint, a shard set or a mix"),

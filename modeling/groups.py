@@ -47,7 +47,7 @@ def start_groups(layout: Layout) -> Coordinates:
 def stop_groups() -> None:
     """Close the process groups, so that another layout can be started in the same process."""
     world = dist.group.WORLD
-    # Megatron Core forgets its groups without closing them, and each keeps threads and sockets for as long as it is open.
+    # Megatron Core forgets its groups without closing them, and each keeps threads and sockets while it is open.
     open_groups = {id(group): group for group in _groups_of_megatron()}
     parallel_state.destroy_model_parallel()
     for group in open_groups.values():

@@ -154,6 +154,12 @@ def check(recipe: Recipe, world_size: int) -> None:
     # A vocabulary that only the shards know counts as divisible until they are read and `check_layout` is asked again.
     vocabulary = {"vocab_size": 128 * parallel.tensor} if getattr(model, "vocab_size", 0) is None else {}
     replace(model, **vocabulary).check_layout(parallel)
+    if recipe.training.sample_prompt is not None and (parallel.pipeline > 1 or parallel.zero_stage == 3):
+        raise RecipeError(
+            "training.sample_prompt samples with the weights that a rank holds, but parallel.pipeline "
+            f"{parallel.pipeline} and parallel.zero_stage {parallel.zero_stage} divide the model; set it to null, and "
+            "use trestle generate on a checkpoint"
+        )
     if recipe.training.compile and recipe.training.recompute == "selective":
         raise RecipeError(
             "training.compile makes one graph of a layer, which training.recompute selective would cut; "

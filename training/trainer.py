@@ -22,6 +22,7 @@ from training.metrics import EventLog, Recorder, StepClock, format_line, goodput
 from training.position import Position
 from training.process import Heartbeat, StopRequest
 from training.recipe import Recipe, to_yaml
+from training.samples import Sampler
 from training.saving import RunCheckpoints, restore
 from training.schedule import Schedule
 from training.validation import Validation, Validator
@@ -66,6 +67,7 @@ class Trainer:
             self.recorder = Recorder(parts.folder, checkpoint.step if checkpoint is not None else None)
             self._write_texts()
         self.validator = self._validator()
+        self.sampler = Sampler(self.engine, self.stream.tokenizer(), recipe.training.sample_prompt)
         self._batches: Batches | None = None
         self._flops = parts.family.flops_per_token(recipe.model)
         self._restarts = sum(1 for e in read_events(parts.folder / "events.jsonl") if e["event"] == "restarted")
@@ -139,6 +141,7 @@ class Trainer:
             with self.clock.phase("validation"):
                 validated = self.validator.run()
             self.position.validated(validated.loss)
+            self._show_sample()
             last = self._finished()
         every = recipe.checkpoint.every
         if last or stopping or (every and step % every == 0):
@@ -147,6 +150,11 @@ class Trainer:
         self.parts.checkpoints.poll()
         if last or stopping or validated is not None or step % recipe.training.log_every == 0:
             self._log(validated)
+
+    def _show_sample(self) -> None:
+        text = self.sampler.sample(seed=self.position.step)
+        if text is not None and self.recorder is not None:
+            self.recorder.text(self.position.step, "sample", text)
 
     def _went_back_after_spike(self) -> bool:
         factor = self.recipe.training.spike_factor
@@ -291,12 +299,15 @@ class Trainer:
         recipe = self.recipe
         if not recipe.data.validation:
             return None
+        interleaved = recipe.parallel.virtual_pipeline > 1
         return Validator(
-            self.engine,
+            self.engine.evaluate,
+            self.engine.device,
             recipe.data.validation,
             self.stream.tokenizer().token_bytes,
             micro_batch_size=recipe.batch.micro_batch_size,
             samples=recipe.training.validation_samples,
+            rounds=recipe.parallel.pipeline if interleaved else 1,
             alive=lambda: self.parts.heartbeat.beat(self.position.step),
         )
 

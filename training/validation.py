@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,12 @@ import torch.distributed as dist
 from data_pipeline.config import ShardSource
 from data_pipeline.stream import ValidationSet
 from modeling import groups
-from training.batches import split
-from training.engine import Engine
+from training.batches import MicroBatch, split
+
+Evaluate = Callable[[Sequence[MicroBatch]], list[dict[str, torch.Tensor]]]
+"""Micro-batches → figures with `sample_losses`, without gradients or dropout (figures are empty where no loss is
+known).
+"""
 
 _CHUNK = 8  # micro-batches a rank runs between two signs of life
 
@@ -48,19 +52,27 @@ class Validation:
 
 
 class Validator:
-    """Evaluates up to `samples` samples of each held-out set (0: all)."""
+    """Evaluates up to `samples` samples of each held-out set (0: all).
+
+    `rounds`: the number of micro-batches is made a multiple of it, as the interleaved schedule wants. `alive` is called
+    now and then.
+    """
 
     def __init__(
         self,
-        engine: Engine,
+        evaluate: Evaluate,
+        device: torch.device,
         sources: list[ShardSource],
         token_bytes: np.ndarray,
         *,
         micro_batch_size: int,
         samples: int,
-        alive: Callable[[], None],
+        rounds: int = 1,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
-        self._engine = engine
+        self._run_model = evaluate
+        self._device = device
+        self._rounds = rounds
         self._sets = [ValidationSet([source]) for source in sources]
         self._token_bytes = token_bytes
         self._micro = micro_batch_size
@@ -73,7 +85,7 @@ class Validator:
         for number, held_out in enumerate(self._sets):
             count = min(len(held_out), self._limit) if self._limit else len(held_out)
             sums[number] = self._evaluate(held_out, count)
-        sums = sums.to(self._engine.device)
+        sums = sums.to(self._device)
         dist.all_reduce(sums)
         nats, tokens, octets = sums.sum(0).tolist()
         each = {s.names[0]: float(row[0] / row[1]) for s, row in zip(self._sets, sums.tolist(), strict=True)}
@@ -84,8 +96,7 @@ class Validator:
         """This rank's part of (nats, tokens, bytes) over the first `count` samples."""
         here = groups.coordinates()
         per_rank = -(-count // (here.data_size * self._micro)) * self._micro
-        # The interleaved schedule wants whole rounds of micro-batches.
-        rounds = self._engine.inputs.parallel.pipeline if self._engine.inputs.parallel.virtual_pipeline > 1 else 1
+        rounds = self._rounds
         per_rank = -(-per_rank // (self._micro * rounds)) * self._micro * rounds
         chunk = max(_CHUNK // rounds, 1) * rounds * self._micro
         total = torch.zeros(3, dtype=torch.float64)
@@ -102,7 +113,7 @@ class Validator:
         batch = held_out.batch(first, max(real, 1))
         tokens = np.concatenate([batch.tokens, np.repeat(batch.tokens[-1:], size - len(batch.tokens), axis=0)])
         filled = type(batch)(tokens, np.zeros(size, dtype=np.int64))
-        figures = self._engine.evaluate(split(filled, self._micro, self._engine.device))
+        figures = self._run_model(split(filled, self._micro, self._device))
         if not groups.is_last_stage() or groups.coordinates().tensor != 0:
             return torch.zeros(3, dtype=torch.float64)
         losses = torch.cat([f["sample_losses"] for f in figures]).double()[:real]
