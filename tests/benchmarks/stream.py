@@ -65,7 +65,10 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=256, help="size of the data on each side")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batches", type=int, default=40, help="batches a round")
+    parser.add_argument("--quick", action="store_true", help="little data and one round, only to see that it runs")
     options = parser.parse_args()
+    if options.quick:
+        options.megabytes, options.rounds, options.batches = 8, 1, 2
     with tempfile.TemporaryDirectory() as folder:
         compare(Path(folder), options.megabytes, options.rounds, options.batches)
 
