@@ -62,7 +62,15 @@ def work(source: Path, overrides: list[str], environment: RankEnvironment) -> in
     _write_recipe(folder, recipe, environment.rank)
     _make_deterministic(recipe)
     store = start_process_group(environment, GROUP_TIMEOUT_SECONDS)
-    stop = StopRequest(store)
+    finished = train_in_group(recipe, folder, environment, heartbeat, StopRequest(store))
+    dist.destroy_process_group()
+    return 0 if finished else RESUME_ME
+
+
+def train_in_group(
+    recipe: Recipe, folder: Path, environment: RankEnvironment, heartbeat: Heartbeat, stop: StopRequest
+) -> bool:
+    """Train within the default process group, from the newest verified checkpoint; False when asked to stop early."""
     engine = build_engine(recipe)
     heartbeat.beat(0)
     parts, checkpoint = _assemble(recipe, folder, environment, engine, heartbeat, stop)
@@ -70,8 +78,8 @@ def work(source: Path, overrides: list[str], environment: RankEnvironment) -> in
     finished = Trainer(parts, checkpoint).run()
     engine.close()
     dist.barrier()
-    dist.destroy_process_group()
-    return 0 if finished else RESUME_ME
+    groups.stop_groups()
+    return finished
 
 
 def with_vocabulary(recipe: Recipe) -> Recipe:
