@@ -16,7 +16,7 @@ from data_pipeline.shard_reader import ShardSet
 
 
 def prepare_shards(folder: Path, *, sequence_length: int, vocab_size: int) -> np.ndarray:
-    """Shards of Python's standard library in `folder`/shards/text with a tokenizer of their own; their tokens, uint16."""
+    """Shards of Python's standard library with their own tokenizer in `folder`/shards/text; their tokens, uint16."""
     recipe = PrepareConfig(
         output=str(folder / "shards"),
         sequence_length=sequence_length,

@@ -111,7 +111,7 @@ class Side:
 
 
 def _enter(work: Callable[[Gate, Any], None], pipe: Connection, argument: Any, log: str) -> None:
-    with open(log, "a") as file:  # noqa: PTH123
+    with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     import torch

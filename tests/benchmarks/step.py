@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import peers
-from tests.benchmarks.common import machine, middle_and_spread, print_table, prepare_shards
+from tests.benchmarks.common import machine, middle_and_spread, prepare_shards, print_table
 from tests.benchmarks.sides import Gate, Side
 
 BASE = "nanoGPT-style, compiled"
