@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +91,8 @@ class Stream:
     def epochs(self, samples: int) -> dict[str, float]:
         """Passes over each corpus after `samples` consumed samples; what was skipped does not count."""
         drawn = np.zeros(len(self._sets), dtype=np.int64)
-        bounds = sorted({0, samples, *(e["at"] for e in self._exceptions if e["at"] < samples)})
-        for first, end in pairwise(bounds):
-            shift = self._shift_at(first)
-            drawn += np.array(self._mix.counts(end + shift)) - np.array(self._mix.counts(first + shift))
+        for first, end in self._drawn(samples):
+            drawn += np.array(self._mix.counts(end)) - np.array(self._mix.counts(first))
         return {s.name: int(n) / s.samples for s, n in zip(self._sets, drawn, strict=True)}
 
     def tokenizer(self) -> Tokenizer:
@@ -143,13 +140,25 @@ class Stream:
             shard_set.close()
 
     def _shifted(self, consumed: NDArray[np.int64]) -> NDArray[np.int64]:
+        # The newest first: it speaks of numbers as they were under those before it. A run that goes back past an
+        # exception leaves out what it has drawn since, which that exception had shifted.
         shifted = consumed
-        for exception in self._exceptions:
-            shifted = shifted + np.where(consumed >= exception["at"], exception["count"], 0)
+        for exception in reversed(self._exceptions):
+            shifted = shifted + np.where(shifted >= exception["at"], exception["count"], 0)
         return shifted
 
-    def _shift_at(self, consumed: int) -> int:
-        return sum(e["count"] for e in self._exceptions if e["at"] <= consumed)
+    def _drawn(self, samples: int) -> list[tuple[int, int]]:
+        """The ranges of samples that consumed samples 0 ... `samples` are."""
+        ranges = [(0, samples)]
+        for exception in reversed(self._exceptions):
+            at, count = exception["at"], exception["count"]
+            ranges = [
+                part
+                for first, end in ranges
+                for part in ((first, min(end, at)), (max(first, at) + count, end + count))
+                if part[0] < part[1]
+            ]
+        return ranges
 
 
 class ValidationSet:
