@@ -39,6 +39,10 @@ class Tally:
         dist.all_reduce(total)
         return float(total[0] / total[1])
 
+    def forget(self) -> None:
+        """Begin the interval anew: its steps have been undone."""
+        self._interval.zero_()
+
     def reduce(self, parameter_norm_squared: torch.Tensor) -> dict[str, float]:
         """The interval's figures, and a new interval begins. Collective: one all-reduce, one wait for the device."""
         flat = torch.cat([self._interval.flatten(), self._step, parameter_norm_squared.reshape(1).to(self._interval)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -53,7 +54,11 @@ class Position:
             self.validations_without_gain += 1
 
     def is_spike(self, loss: float, factor: float) -> bool:
-        """Whether `loss` stands out of its running mean; takes note of it otherwise."""
+        """Whether `loss` stands out of its running mean; takes note of it otherwise. One that is not finite is neither:
+        its step has been skipped, and in the mean it would hide every later spike.
+        """
+        if not math.isfinite(loss):
+            return False
         if self.loss_mean is not None and loss > factor * self.loss_mean:
             return True
         self.loss_mean = loss if self.loss_mean is None else 0.99 * self.loss_mean + 0.01 * loss

@@ -69,11 +69,7 @@ class RunCheckpoints:
 
     def finish(self) -> None:
         """Wait for the last save. Raises SaveFailed if the newest save is not in place."""
-        try:
-            self._writer.wait()
-        except SaveFailed as failure:
-            self._report(failure)
-        self._announce()
+        self._settle()
         if self._failure is not None:
             raise self._failure
 
@@ -81,6 +77,14 @@ class RunCheckpoints:
     def last_verified(self) -> int | None:
         """Step of the newest checkpoint in place."""
         return self._writer.last_verified
+
+    def _settle(self) -> None:
+        """Wait until it is known what has become of the newest save."""
+        try:
+            self._writer.wait()
+        except SaveFailed as failure:
+            self._report(failure)
+        self._announce()
 
     def _announce(self) -> None:
         newest = self._writer.last_verified
@@ -95,7 +99,10 @@ class RunCheckpoints:
         _log.error("%s; training goes on", failure)
         if self.rank == 0:
             print(f"trestle: {failure}; training goes on", flush=True)
-            self._events.write("checkpoint_failed", reason=str(failure))
+            try:
+                self._events.write("checkpoint_failed", reason=str(failure))
+            except OSError as error:  # the disk that did not take the checkpoint: the line above has said it
+                _log.error("the event checkpoint_failed could not be noted: %s", error)
 
     # -- resuming -------------------------------------------------------------------------------------------------
 
@@ -112,8 +119,10 @@ class RunCheckpoints:
 
     def before(self, back: int) -> Checkpoint | None:
         """The `back`-th newest checkpoint that verifies (1: the newest), newer ones put away: the run leaves their
-        future.
+        future. A save that is under way is waited for; one that has failed is just not there.
         """
+        self._settle()
+        dist.barrier()  # nothing may be put away while another rank still waits for it to get its name
         for _ in range(back - 1):
             newest, older = self._agree_on(0), self._agree_on(1)
             if newest is None or older is None:
@@ -121,6 +130,7 @@ class RunCheckpoints:
             self._put_away(newest, "the run went back to an earlier one after a loss spike", "abandoned")
         found = self.resume_point()
         self._announced = None if found is None else found.step
+        self._writer.went_back(self._announced)
         return found
 
     def _agree_on(self, number: int) -> Path | None:

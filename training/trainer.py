@@ -177,7 +177,6 @@ class Trainer:
             raise Diverged(
                 f"the loss spiked {spikes} times, the last time to {loss:.4g} (training.max_spikes is {most})"
             )
-        self.parts.checkpoints.finish()
         checkpoint = self.parts.checkpoints.before(self.recipe.training.spike_checkpoints)
         if checkpoint is None:
             raise Diverged(
@@ -188,6 +187,7 @@ class Trainer:
         self.position.spikes = spikes
         self.stream.skip(self.position.samples, spiked.samples - self.position.samples)
         self.clock.useful_seconds = self.position.useful_seconds
+        self.tally.forget()
         if self.recorder is not None:
             left_out = spiked.samples - self.position.samples
             fields = {"step": spiked.step, "loss": loss, "back_to": checkpoint.step, "samples_skipped": left_out}

@@ -118,6 +118,10 @@ class CheckpointWriter:
         if self._pending is not None and self._pending.done():
             self.wait()
 
+    def went_back(self, step: int | None) -> None:
+        """The run has left newer checkpoints than that of `step` behind (they have been set aside)."""
+        self.last_verified = step
+
     # ── in the caller's thread ─────────────────────────────────────────────────────────────────────────────────────
 
     def _snapshot(
