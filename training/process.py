@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -110,7 +111,9 @@ class StopRequest:
 
 
 def start_process_group(environment: RankEnvironment, timeout_seconds: float) -> Any:
-    """Join the default process group (nccl on GPUs, gloo else) and return its store."""
+    """Join the default process group (nccl on GPUs, gloo else) and return its store. Raises TrainingError where ranks
+    cannot meet.
+    """
     if torch.cuda.is_available():
         torch.cuda.set_device(environment.local_rank)
     os.environ.setdefault(
@@ -123,13 +126,7 @@ def start_process_group(environment: RankEnvironment, timeout_seconds: float) ->
     else:
         # torchrun's agent serves the store itself; a second server on its port would fail.
         served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        store = dist.TCPStore(
-            environment.address,
-            environment.port,
-            environment.world_size,
-            is_master=environment.rank == 0 and not served,
-            timeout=timeout,
-        )
+        store = _meeting_point(environment, serve=environment.rank == 0 and not served, timeout=timeout)
     store = dist.PrefixStore(f"attempt-{environment.attempt}", store)
     dist.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo",
@@ -139,3 +136,30 @@ def start_process_group(environment: RankEnvironment, timeout_seconds: float) ->
         timeout=timeout,
     )
     return store
+
+
+def _meeting_point(environment: RankEnvironment, *, serve: bool, timeout: timedelta) -> Any:
+    """The store at MASTER_ADDR:MASTER_PORT, served by this rank if asked."""
+    address, port = environment.address, environment.port
+    if serve:
+        _check_free(port)
+    try:
+        return dist.TCPStore(address, port, environment.world_size, is_master=serve, timeout=timeout)
+    except dist.DistError as error:
+        what = str(error).splitlines()[0]
+        raise TrainingError(
+            f"rank {environment.rank} could not meet the others at MASTER_ADDR {address}, MASTER_PORT {port}: {what}"
+        ) from error
+
+
+def _check_free(port: int) -> None:
+    """Raise TrainingError if something listens on `port`: torch would say so, too, but in a dozen lines."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise TrainingError(
+                f"MASTER_PORT {port} cannot be used on this machine: {error.strerror}; "
+                "end what listens there, or choose another port"
+            ) from error
