@@ -1,4 +1,4 @@
-"""Checkpoints that the disk has damaged: each is set aside with its reason, and the run continues from the one before."""
+"""Checkpoints that the disk has damaged: each is set aside with its reason, and the one before it is used."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.launch import free_port
 from tests.faults.conftest import STEPS
 from tests.faults.run_files import RunFiles, assert_same_run
 from tests.faults.running import TORCHRUN, TRESTLE, WORKER, started
@@ -65,7 +66,7 @@ def test_one_rank_without_a_supervisor_stops_saves_and_continues(workplace: Path
 @pytest.mark.timeout(200)
 def test_torchrun_trains_the_very_same_run_as_trestle_train(workplace: Path, undisturbed: RunFiles) -> None:
     folder = workplace / "runs" / "torchrun"
-    ranks = ["--nproc_per_node=2", "--master_addr=127.0.0.1", "--master_port=0"]
+    ranks = ["--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
     command = [*TORCHRUN, *ranks, "-m", "training.worker", "recipe.yaml", "--run.name", "torchrun"]
     with started(command, workplace, folder) as run:
         run.end(0)
