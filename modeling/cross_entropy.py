@@ -78,10 +78,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
         errors, ctx.errors = ctx.errors, None
-        errors.mul_(grads[0][:, None])
-        grad_hidden = errors @ weight[: ctx.real]
+        # The tokens' own factors go to the narrow side of both products: [n, h] instead of [n, v] elements to scale.
+        scale = grads[0][:, None]
+        grad_hidden = (errors @ weight[: ctx.real]).mul_(scale)
         grad_weight = torch.zeros_like(weight) if ctx.real < weight.shape[0] else torch.empty_like(weight)
-        torch.mm(errors.t(), hidden, out=grad_weight[: ctx.real])
+        torch.mm(errors.t(), (hidden * scale).to(hidden.dtype), out=grad_weight[: ctx.real])
         _free_buffers.append(errors)
         return grad_hidden, grad_weight, None, None, None, None, None
 
