@@ -10,9 +10,11 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed tries devices one after the other, with warnings
@@ -93,7 +95,25 @@ def initialize(module: torch.nn.Module, optimizer: torch.optim.Optimizer, settin
         # element-wise pass that the flag also starts would only find the same thing again.
         engine.optimizer.check_grad_overflow = True
         engine.optimizer.check_overflow = lambda *_, **__: None
+    if isinstance(engine.optimizer, BF16_Optimizer):
+        engine.allreduce_and_copy = partial(_reduce_in_place, engine)
     return engine
+
+
+def _reduce_in_place(
+    engine: Any, bucket: list[torch.Tensor], group: dist.ProcessGroup, world_size: float | None = None
+) -> None:
+    """Average BF16_Optimizer's gradients over `group`. They are flat already, one tensor a parameter group; DeepSpeed's
+    own way copies them into one more flat tensor, and back.
+    """
+    size = dist.get_world_size(group) if world_size is None else world_size
+    if size == 1:
+        return
+    for gradients in bucket:
+        if gradients.dtype != engine.communication_data_type:
+            raise AssertionError(f"gradients are {gradients.dtype}, to be reduced in {engine.communication_data_type}")
+        dist.all_reduce(gradients, group=group)
+        gradients.mul_(1.0 / size)
 
 
 def base_optimizer(engine: Any) -> torch.optim.AdamW:
