@@ -1,4 +1,6 @@
-"""Causal attention by torch's scaled-dot-product kernels, dense or locally banded, for Megatron Core's spec."""
+"""Causal attention for Megatron Core's spec, dense or locally banded: by torch's scaled-dot-product kernels, or in
+blocks where those are slow.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,12 @@ from megatron.core import tensor_parallel
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from modeling import blockwise_attention
+
 
 class CausalAttention(torch.nn.Module):
-    """softmax(Q K^T / sqrt(d)) V with a causal, optionally banded mask; never materialises s x s scores itself.
+    """softmax(Q K^T / sqrt(d)) V with a causal, optionally banded mask; s x s weights are kept for short bf16 sequences
+    on a CPU only.
 
     Query `[s, b, heads, d]`, key and value `[t, b, groups, d]`, result `[s, b, heads * d]`. With `band` each position
     sees itself and the `band - 1` before it.
@@ -42,8 +47,11 @@ class CausalAttention(torch.nn.Module):
         mask = None
         if self.band is not None and key.shape[0] > self.band:
             mask, causal = self._band_mask(s, key.shape[0], query.device), False
+        dropping = self.training and self.dropout > 0
+        if causal and not dropping and blockwise_attention.takes(query, key):
+            return blockwise_attention.blockwise_causal_attention(query, key, value)
         grouped = key.shape[2] != heads
-        if self.training and self.dropout > 0:
+        if dropping:
             # Heads are split over the tensor-parallel group: each rank must draw its own mask.
             with tensor_parallel.get_cuda_rng_tracker().fork():
                 out = F.scaled_dot_product_attention(
