@@ -12,7 +12,7 @@ ALLOWED = {
     "parallel": "the layout",
     "cluster": "the nodes and ranks",
     "batch": "the batch sizes",
-    "data": "the mix and the shards' place",
+    "data": "where the same shards lie, and reading ahead (other shards or weights are refused)",
     "training": "length, precision apart, and how often to look",
     "optimizer.lr": "the learning rate",
     "optimizer.schedule": "its course",

@@ -1,0 +1,13 @@
+"""One rank's life: engine, optimizer and schedule, loop, checkpoints, metrics, validation. Knows nothing of Ray or
+nodes.
+
+Open
+- `worker` for a rank from start to exit code, `process` for what it takes from its environment;
+- `trainer` for the loop, `position` for what it counts, `batches` for its data, `validation` and `samples` for looking;
+- `engine/` for one optimizer step on any layout: the plain fp32 reference, and DeepSpeed ZeRO;
+- `saving` for what a checkpoint holds and which one a run continues from, `checkpoint/` for how it is stored;
+- `recipe` for the typed recipe and its refusals (`config` has the sections of this room, `sections` and `overrides`
+  parse);
+- `schedule` for the learning rate, `metrics/` for figures, events and the console line, `figures` for what is reduced
+  over ranks.
+"""
