@@ -36,8 +36,11 @@ class Meeting:
         self.refusal = directory / f".{self.final.name}{keeping.FAILED}"
 
     def open(self) -> None:
+        """Raises SaveFailed if rank 0 has given up before this rank has begun."""
         if self.rank == 0:
             self.refusal.unlink(missing_ok=True)
+        elif (reason := self.refused()) is not None:
+            raise SaveFailed(reason)
         self.partial.mkdir(exist_ok=True)
 
     def report(self, about: dict[str, Any]) -> None:
@@ -99,11 +102,24 @@ class Meeting:
         """Leave nothing behind and tell the others: best effort, as the disk may be gone and the error is under way."""
         with contextlib.suppress(OSError):
             (self.partial / fmt.data_file(self.rank)).unlink(missing_ok=True)  # first make room for the note
-        note = self.refusal if self.rank == 0 else self.partial / f".rank-{self.rank:05d}.failed"
+        if self.rank == 0:
+            with contextlib.suppress(OSError):
+                self._note(self.refusal, {"reason": reason})
+            shutil.rmtree(self.partial, ignore_errors=True)  # after the note: who misses the folder finds the reason
+            return
         with contextlib.suppress(OSError):
-            self._note(note, {"reason": reason})
-        if self.rank == 0:  # after the note: a rank that misses the folder finds the reason
-            shutil.rmtree(self.partial, ignore_errors=True)
+            if self.refused() is None:
+                self._note(self.partial / f".rank-{self.rank:05d}.failed", {"reason": reason})
+            if self.refused() is not None:  # nobody reads notes any more, and rank 0 may have cleared up before this
+                self._clear_up()
+
+    def _clear_up(self) -> None:
+        """Remove what this rank has left in the partial directory, and the directory if it was the last to do so."""
+        for name in (fmt.data_file(self.rank), fmt.record_file(self.rank)):
+            (self.partial / name).unlink(missing_ok=True)
+        for note in self.partial.glob(f".rank-{self.rank:05d}.*"):
+            note.unlink(missing_ok=True)
+        self.partial.rmdir()
 
     def _note(self, path: Path, content: dict[str, Any]) -> None:
         draft = path.with_suffix(path.suffix + f"-{self.rank}-draft")
