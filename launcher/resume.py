@@ -41,8 +41,30 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     stream = check_shards(job.recipe)
     if folder.tokenizer.is_file() and sha256(folder.tokenizer.read_bytes()).hexdigest() != stream.tokenizer_sha256:
         raise UserError(f"data.mix was made with another tokenizer than this run; prepare it with {folder.tokenizer}")
+    check_newest(folder, job)
     note(folder, job, found)
     return supervise(folder, job)
+
+
+def check_newest(folder: RunFolder, job: Job) -> None:
+    """Refuse another model or other data than the newest checkpoint's, before anything is touched or started.
+
+    Ranks look again, at the checkpoint that they load. Raises CheckpointMismatch, DataMismatch, UnknownFormat.
+    """
+    from data_pipeline.stream import Stream
+    from training.checkpoint import Checkpoint, DamagedCheckpoint, candidates
+    from training.continuing import check_continues
+
+    newest = next(iter(candidates(folder.checkpoints)), None)
+    if newest is None:
+        return
+    try:
+        checkpoint = Checkpoint(newest)
+    except DamagedCheckpoint:  # the ranks will name it, set it aside and take the one before
+        return
+    data = checkpoint.state["data"]
+    stream = Stream(job.recipe.data, job.recipe.run.seed, data["exceptions"] if data else [])
+    check_continues(checkpoint, job.recipe, stream)
 
 
 def note(folder: RunFolder, job: Job, found: list[changes.Change]) -> None:

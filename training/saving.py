@@ -13,7 +13,6 @@ import torch.distributed as dist
 from data_pipeline.stream import Stream
 from training.checkpoint import (
     Checkpoint,
-    CheckpointMismatch,
     CheckpointWriter,
     DamagedCheckpoint,
     Retention,
@@ -22,6 +21,7 @@ from training.checkpoint import (
     set_aside,
 )
 from training.config import CheckpointConfig
+from training.continuing import check_continues
 from training.engine import Engine
 from training.metrics import EventLog
 from training.position import Position
@@ -193,16 +193,8 @@ def restore(engine: Engine, stream: Stream, recipe: Recipe, checkpoint: Checkpoi
     """Take over weights, moments and position. Raises DataMismatch or CheckpointMismatch when they are another
     run's.
     """
-    state = checkpoint.state
-    saved = state["recipe"]["model"]
-    mine = to_document(recipe)["model"]
-    different = [key for key in sorted(saved.keys() | mine.keys()) if saved.get(key) != mine.get(key)]
-    if different:
-        what = ", ".join(f"model.{key} was {saved.get(key)} and is {mine.get(key)}" for key in different)
-        raise CheckpointMismatch(f"{checkpoint.path} holds another model: {what}; set it back, or start a new run")
-    position = Position.from_json(state["position"])
-    if state["data"] is not None:
-        stream.check_state(state["data"])
+    check_continues(checkpoint, recipe, stream)
+    position = Position.from_json(checkpoint.state["position"])
     engine.load(checkpoint.read, position.optimizer_steps)
     # No rank may overwrite or delete what another one still reads.
     torch.distributed.barrier()

@@ -75,7 +75,11 @@ def train_in_group(
     heartbeat.beat(0)
     parts, checkpoint = _assemble(recipe, folder, environment, engine, heartbeat, stop)
     heartbeat.beat(0 if checkpoint is None else checkpoint.step)
-    finished = Trainer(parts, checkpoint).run()
+    trainer = Trainer(parts, checkpoint)
+    if environment.rank == 0 and checkpoint is not None:
+        parts.events.write("resumed", step=checkpoint.step, attempt=environment.attempt)
+        print(f"resuming from step {checkpoint.step}", flush=True)
+    finished = trainer.run()
     engine.close()
     dist.barrier()
     groups.stop_groups()
@@ -128,9 +132,6 @@ def _assemble(
     checkpoint = checkpoints.resume_point()
     data = None if checkpoint is None else checkpoint.state["data"]
     stream = Stream(recipe.data, recipe.run.seed, data["exceptions"] if data else [])
-    if environment.rank == 0 and checkpoint is not None:
-        events.write("resumed", step=checkpoint.step, attempt=environment.attempt)
-        print(f"resuming from step {checkpoint.step}", flush=True)
     parts = Parts(
         recipe=recipe,
         folder=folder,
