@@ -1,0 +1,70 @@
+"""A disk that takes no more while checkpoints are written: training goes on, and nothing half-written looks whole.
+
+A limit on the size of files that a rank may write stands for the full disk: the same errors from the same calls, but
+set and lifted at a chosen moment, on one rank, without privileges.
+"""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import STEPS
+from tests.faults.run_files import RunFiles, assert_same_run
+from tests.faults.running import TRESTLE, started
+from training.checkpoint import Checkpoint, candidates
+
+ENOUGH_FOR_FIGURES_ONLY = 150_000
+"""Bytes: below a rank's part of a checkpoint, above its metrics and log."""
+
+
+def fill_disk(pid: int) -> None:
+    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (ENOUGH_FOR_FIGURES_ONLY, hard))
+
+
+def free_disk(pid: int) -> None:
+    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+
+
+@pytest.mark.timeout(280)
+def test_full_disk_costs_checkpoints_but_not_the_training_and_is_told_in_one_line_each(
+    workplace: Path, undisturbed: RunFiles
+) -> None:
+    folder = workplace / "runs" / "full"
+    command = [*TRESTLE, "train", "recipe.yaml", "--run.name", "full", "--cluster.max_restarts", "0"]
+    with started(command, workplace, folder) as run:
+        ranks = run.wait_for_ranks(2)
+        fill_disk(ranks[1])
+        run.wait_for_event("checkpoint_failed")
+        free_disk(ranks[1])
+        run.wait_for_event("checkpointed")
+        fill_disk(ranks[0])
+        output = run.end(1)
+    assert run.files.last_step() == STEPS, "training did not go on"
+    failed = run.files.events("checkpoint_failed")
+    assert failed[0]["reason"].startswith("the checkpoint of step 4 was not written: rank 1: ")
+    assert f"the checkpoint of step {STEPS} was not written: File too large" in failed[-1]["reason"]
+    assert "Traceback" not in output and "Traceback" not in "".join(
+        path.read_text() for path in sorted((folder / "logs").iterdir())
+    )
+    for event in failed:
+        assert output.count(f"trestle: {event['reason']}; training goes on") == 1
+    newest = run.files.steps_saved()[-1]
+    assert failed[-1]["reason"].endswith(f"step {newest} is still good")
+
+    saved = candidates(run.files.checkpoints)
+    assert saved and not run.files.half_written()
+    assert {path.name for path in run.files.checkpoints.iterdir() if path.name.startswith("step-")} == {
+        path.name for path in saved
+    }
+    for path in saved:
+        Checkpoint(path).verify()
+
+    with started([*TRESTLE, "resume", "runs/full"], workplace, folder) as run:
+        run.end(0)
+    assert run.files.events("resumed")[-1]["step"] == newest
+    assert_same_run(run.files, undisturbed)
