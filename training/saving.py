@@ -69,7 +69,7 @@ class RunCheckpoints:
 
     def finish(self) -> None:
         """Wait for the last save. Raises SaveFailed if the newest save is not in place."""
-        self._settle()
+        self._settle(ending=True)
         if self._failure is not None:
             raise self._failure
 
@@ -78,12 +78,12 @@ class RunCheckpoints:
         """Step of the newest checkpoint in place."""
         return self._writer.last_verified
 
-    def _settle(self) -> None:
+    def _settle(self, *, ending: bool = False) -> None:
         """Wait until it is known what has become of the newest save."""
         try:
             self._writer.wait()
         except SaveFailed as failure:
-            self._report(failure)
+            self._report(failure, ending=ending)
         self._announce()
 
     def _announce(self) -> None:
@@ -91,18 +91,21 @@ class RunCheckpoints:
         if newest is not None and newest != self._announced:
             self._announced = newest
             self._failure = None
-            if self.rank == 0:
-                self._events.write("checkpointed", step=newest)
+            self._note("checkpointed", step=newest)
 
-    def _report(self, failure: SaveFailed) -> None:
+    def _report(self, failure: SaveFailed, *, ending: bool = False) -> None:
         self._failure = failure
-        _log.error("%s; training goes on", failure)
-        if self.rank == 0:
+        if not ending:  # else it is what the rank ends with
             print(f"trestle: {failure}; training goes on", flush=True)
+        self._note("checkpoint_failed", reason=str(failure))
+
+    def _note(self, event: str, **details: Any) -> None:
+        """A full disk may not take the event either: no reason to lose the training."""
+        if self.rank == 0:
             try:
-                self._events.write("checkpoint_failed", reason=str(failure))
-            except OSError as error:  # the disk that did not take the checkpoint: the line above has said it
-                _log.error("the event checkpoint_failed could not be noted: %s", error)
+                self._events.write(event, **details)
+            except OSError as error:
+                _log.error("the event %s could not be noted: %s", event, error)
 
     # -- resuming -------------------------------------------------------------------------------------------------
 

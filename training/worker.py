@@ -9,6 +9,7 @@ Exit codes: 0 finished; 75 asked to stop by SIGTERM and saved, resume me; 2 the 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -46,6 +47,8 @@ def main(arguments: list[str]) -> int:
         return work(Path(arguments[0]), arguments[1:], RankEnvironment.read(os.environ))
     except Exception as error:
         code = getattr(error, "exit_code", None)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            code = TrainingError.exit_code  # whatever was being written: the line names the file
         if code is None:
             raise
         print(f"trestle: {error}", file=sys.stderr, flush=True)

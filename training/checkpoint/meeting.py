@@ -103,15 +103,23 @@ class Meeting:
         with contextlib.suppress(OSError):
             (self.partial / fmt.data_file(self.rank)).unlink(missing_ok=True)  # first make room for the note
         if self.rank == 0:
-            with contextlib.suppress(OSError):
-                self._note(self.refusal, {"reason": reason})
-            shutil.rmtree(self.partial, ignore_errors=True)  # after the note: who misses the folder finds the reason
+            self._refuse(reason)
             return
         with contextlib.suppress(OSError):
             if self.refused() is None:
                 self._note(self.partial / f".rank-{self.rank:05d}.failed", {"reason": reason})
             if self.refused() is not None:  # nobody reads notes any more, and rank 0 may have cleared up before this
                 self._clear_up()
+
+    def _refuse(self, reason: str) -> None:
+        """Rank 0's answer, without which the others would wait for their deadline: it must find room."""
+        try:
+            self._note(self.refusal, {"reason": reason})  # before the folder goes: who misses it finds the reason
+        except OSError:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._note(self.refusal, {"reason": reason})
+        shutil.rmtree(self.partial, ignore_errors=True)
 
     def _clear_up(self) -> None:
         """Remove what this rank has left in the partial directory, and the directory if it was the last to do so."""
@@ -123,8 +131,12 @@ class Meeting:
 
     def _note(self, path: Path, content: dict[str, Any]) -> None:
         draft = path.with_suffix(path.suffix + f"-{self.rank}-draft")
-        fmt.write_hashed(draft, json.dumps({"serial": self.serial, **content}).encode())
-        draft.rename(path)  # a reader sees all of it or nothing
+        try:
+            fmt.write_hashed(draft, json.dumps({"serial": self.serial, **content}).encode())
+            draft.rename(path)  # a reader sees all of it or nothing
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
 
     def _own(self, path: Path) -> dict[str, Any] | None:
         """The note at `path` if it belongs to this save."""

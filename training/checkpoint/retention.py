@@ -84,7 +84,7 @@ def sweep(directory: Path) -> None:
             path.rename(path.with_name(path.stem[1:]))
         elif path.suffix in (PARTIAL, DELETED, REPLACED):
             _free(path)
-        elif path.suffix == FAILED:
+        elif path.suffix.startswith(FAILED):  # also the draft of one
             path.unlink()
 
 
