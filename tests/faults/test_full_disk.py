@@ -6,6 +6,8 @@ set and lifted at a chosen moment, on one rank, without privileges.
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from tests.faults.conftest import STEPS
 from tests.faults.run_files import RunFiles, assert_same_run
 from tests.faults.running import TRESTLE, started
 from training.checkpoint import Checkpoint, candidates
+from training.checkpoint import format as fmt
+from training.checkpoint.meeting import Meeting
 
 ENOUGH_FOR_FIGURES_ONLY = 150_000
 """Bytes: below a rank's part of a checkpoint, above its metrics and log."""
@@ -52,7 +56,8 @@ def test_full_disk_costs_checkpoints_but_not_the_training_and_is_told_in_one_lin
         path.read_text() for path in sorted((folder / "logs").iterdir())
     )
     for event in failed:
-        assert output.count(f"trestle: {event['reason']}; training goes on") == 1
+        end = "" if event is failed[-1] else "; training goes on"
+        assert output.count(event["reason"]) == 1 and f"trestle: {event['reason']}{end}\n" in output
     newest = run.files.steps_saved()[-1]
     assert failed[-1]["reason"].endswith(f"step {newest} is still good")
 
@@ -68,3 +73,21 @@ def test_full_disk_costs_checkpoints_but_not_the_training_and_is_told_in_one_lin
         run.end(0)
     assert run.files.events("resumed")[-1]["step"] == newest
     assert_same_run(run.files, undisturbed)
+
+
+def test_rank_0_finds_room_to_tell_the_others_that_it_gave_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (Meeting(tmp_path, rank, 2, 4, 1, 1.0) for rank in range(2))
+    first.open()
+    second.open()
+    write = fmt.write_hashed
+
+    def only_without_the_partial_folder(path: Path, *parts: bytes | memoryview) -> dict[str, object]:
+        if first.partial.exists():
+            path.touch()  # a name costs nothing
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, *parts)
+
+    monkeypatch.setattr(fmt, "write_hashed", only_without_the_partial_folder)
+    first.give_up("the disk is full")
+    assert second.refused() == "the disk is full"
+    assert [path.name for path in tmp_path.iterdir()] == [first.refusal.name]
