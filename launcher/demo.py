@@ -33,7 +33,7 @@ def main() -> int:
         if code:
             return code
     print(f"\nall of it took {time.monotonic() - begun:.0f} s, in {Path.cwd()}")
-    print(closing_words(RunFolder.existing(str(RUN))))
+    print(closing_words(RunFolder.existing(str(RUN.absolute()))))
     return 0
 
 

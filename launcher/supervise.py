@@ -132,7 +132,7 @@ def _figure(value: object) -> str:
 
 def _command(name: str) -> str:
     """How to call a program of this environment from the current directory."""
-    path = Path(sys.executable).parent / name
+    path = Path(os.path.normpath(Path(sys.executable).parent / name))  # not resolved: that would leave the environment
     if not path.is_file():
         return name
     relative = os.path.relpath(path)

@@ -11,6 +11,7 @@ from launcher.job import load_job
 from launcher.run_folder import RunFolder
 from launcher.sources import find_recipe
 from launcher.supervise import check_shards, supervise
+from training.recipe import anchor_shards
 
 
 def parser() -> Parser:
@@ -37,5 +38,6 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     job.check()
     stream = check_shards(job.recipe, arguments.recipe if job.can_prepare else None)
     folder = RunFolder(Path(job.recipe.run.directory) / job.recipe.run.name)
+    anchor_shards(job.recipe)
     folder.create(job.to_yaml(), stream.tokenizer_path)
     return supervise(folder, job)

@@ -95,6 +95,12 @@ def known_recipe_keys(foreign: Mapping[str, type]) -> list[str]:
     return list(dict.fromkeys([*keys, *known_keys(foreign)]))
 
 
+def anchor_shards(recipe: Recipe) -> None:
+    """Make the shards' folders absolute, so that the run can be resumed and evaluated from anywhere."""
+    for source in [*recipe.data.mix, *recipe.data.validation]:
+        source.shards = str(Path(source.shards).absolute())
+
+
 def to_document(recipe: Recipe) -> Document:
     """The plain values of a recipe, every default written out; `parse_recipe` is the inverse."""
     document: Document = to_plain(recipe)

@@ -28,7 +28,7 @@ from training.engine import Engine, start_engine
 from training.errors import RecipeError, TrainingError
 from training.metrics import EventLog
 from training.process import RESUME_ME, Heartbeat, RankEnvironment, StopRequest, start_process_group
-from training.recipe import RECIPE_FILE, Recipe, check, load_recipe, to_yaml
+from training.recipe import RECIPE_FILE, Recipe, anchor_shards, check, load_recipe, to_yaml
 from training.saving import RunCheckpoints
 from training.trainer import Parts, Trainer
 
@@ -156,6 +156,7 @@ def _write_recipe(folder: Path, recipe: Recipe, rank: int) -> None:
     if rank == 0 and not (folder / RECIPE_FILE).exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            anchor_shards(recipe)
             (folder / RECIPE_FILE).write_text(to_yaml(recipe))
         except OSError as error:
             raise TrainingError(f"the run's folder {folder} cannot be written: {error.strerror}") from error

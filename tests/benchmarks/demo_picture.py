@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import matplotlib
@@ -26,7 +25,6 @@ def main() -> None:
     arguments = parser.parse_args()
     run, out = arguments.run.resolve(), arguments.out.resolve()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    os.chdir(run.parent.parent)  # the recipe's shards are relative to where the run was started
     recipe = load_recipe(run)
     unigram = unigram_cross_entropy(recipe.data.mix, recipe.data.validation)
     plot(lines, unigram, out)

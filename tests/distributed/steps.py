@@ -42,7 +42,8 @@ def tokens_of_step(step: int, size: int = GLOBAL_BATCH) -> torch.Tensor:
 
 def start(case: dict[str, Any]) -> Engine:
     """Process groups and engine of a case {model, layout: {tensor…}, zero_stage, precision, …}."""
-    parallel = ParallelConfig(**case["layout"], zero_stage=case["zero_stage"])
+    offload = case.get("offload", False)
+    parallel = ParallelConfig(**case["layout"], zero_stage=case["zero_stage"], offload_optimizer=offload)
     layout = Layout(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, parallel.sequence)
     here = groups.start_groups(layout)
     megatron_bridge.seed_dropout(1, here.tensor)

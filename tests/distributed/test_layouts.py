@@ -113,6 +113,21 @@ def test_bf16_curve_stays_with_the_fp32_curve(reference: dict[tuple[str, str], C
         assert worst(reference[model, "bf16"], reference[model, "fp32"], "loss") < 1e-3
 
 
+@pytest.mark.timeout(300)
+def test_offload_and_recomputation_change_nothing(reference: dict[tuple[str, str], Curve]) -> None:
+    variants: list[dict[str, Any]] = [
+        *({"zero_stage": stage, "offload": True, "precision": p} for stage in (1, 2) for p in ("fp32", "bf16")),
+        *({"zero_stage": stage, "recompute": r} for stage in (1, 3) for r in ("selective", "full")),
+        {"zero_stage": 1, "recompute": "full", "layout": {"pipeline": 2}},
+        {"zero_stage": 1, "recompute": "selective", "layout": {"tensor": 2, "sequence": True}},
+    ]
+    common = {"model": "tied", "precision": "fp32", "layout": {}, "steps": 4}
+    curves = run("tests.distributed.steps:train_cases", 2, [common | v for v in variants], deadline=250)[0]
+    short = {key: {"loss": one["loss"][:4], "grad_norm": one["grad_norm"][:4]} for key, one in reference.items()}
+    assert len(curves) == len(variants)
+    assert disagreements(curves, short) == []
+
+
 PLANTED = {
     "norm gradients not summed under sequence parallelism": {"tensor": 2, "sequence": True},
     "tied embedding gradients not summed": {"pipeline": 2},
