@@ -118,6 +118,10 @@ class BatchSchedule:
         """Samples in batch `step`."""
         return self._size[bisect_right(self._first_step, step) - 1]
 
+    def size_at(self, sample: int) -> int:
+        """Samples in the batch that begins at `sample`: what `size` is, whatever the batches before it were."""
+        return self._size[bisect_right(self._first_sample, sample) - 1]
+
     def sizes(self) -> list[int]:
         """The distinct sizes that occur, ascending."""
         return list(self._size)

@@ -29,7 +29,10 @@ def parser() -> Parser:
     made.add_argument("run", metavar="RUN", help="a run's folder, such as runs/demo")
     made.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step, instead of the newest")
     made.add_argument(
-        "--samples", type=int, metavar="N", help="held-out samples of each set, 0 for all (default: as the run did)"
+        "--samples",
+        type=int,
+        metavar="N",
+        help="held-out samples of each set (default: all, which the baseline counts as well)",
     )
     return made
 
@@ -44,7 +47,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if not held_out:
         raise UserError(f"{folder.path} has no held-out shards: name some in data.validation of its recipe.yaml")
     checkpoint = verified_checkpoint(folder, arguments.step)
-    samples = recipe.training.validation_samples if arguments.samples is None else arguments.samples
+    samples = arguments.samples or 0
     found = _validate(folder, recipe, checkpoint, samples)
     unigram = unigram_cross_entropy(recipe.data.mix, held_out)
     print(f"{folder.path}, step {checkpoint.step}, {found.samples} held-out samples")
@@ -53,7 +56,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(f"  {name}: {loss:.4f} nats per token")
     reported = checkpoint.state.get("validation_loss")
     if reported is not None:
-        print(f"the run reported {reported:.4f} nats per token at its last validation before step {checkpoint.step}")
+        looked = recipe.training.validation_samples
+        which = f"the first {looked} samples of each set" if looked else "all samples"
+        print(f"the run reported {reported:.4f} nats per token at this step, over {which}")
     return 0
 
 

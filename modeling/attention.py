@@ -4,6 +4,7 @@ blocks where those are slow.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class CausalAttention(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.dropout = float(config.attention_dropout)
+        self.in_fork = config.sequence_parallel  # Megatron Core's block then holds the tracker's fork already
         self.band = band_of_layer[layer_number - 1] if band_of_layer else None
 
     def forward(
@@ -53,7 +55,7 @@ class CausalAttention(torch.nn.Module):
         grouped = key.shape[2] != heads
         if dropping:
             # Heads are split over the tensor-parallel group: each rank must draw its own mask.
-            with tensor_parallel.get_cuda_rng_tracker().fork():
+            with nullcontext() if self.in_fork else tensor_parallel.get_cuda_rng_tracker().fork():
                 out = F.scaled_dot_product_attention(
                     q, k, v, attn_mask=mask, dropout_p=self.dropout, is_causal=causal, enable_gqa=grouped
                 )

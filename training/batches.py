@@ -25,7 +25,7 @@ class LocalBatch:
 
 
 class Batches:
-    """The batches from `step` on, of which this rank takes slice `index` of `count`."""
+    """The batches from sample `samples` on, of which this rank takes slice `index` of `count`."""
 
     def __init__(
         self,
@@ -34,7 +34,6 @@ class Batches:
         micro_batch_size: int,
         device: torch.device,
         *,
-        step: int,
         samples: int,
         index: int,
         count: int,
@@ -42,8 +41,8 @@ class Batches:
     ) -> None:
         self._micro_batch_size = micro_batch_size
         self._device = device
-        self._sizes = _sizes(schedule, step)
-        self._ahead = Prefetcher(stream, _requests(schedule, step, samples), index, count, depth)
+        self._sizes = (size for _, size in _requests(schedule, samples))
+        self._ahead = Prefetcher(stream, _requests(schedule, samples), index, count, depth)
 
     def __next__(self) -> LocalBatch:
         batch = next(self._ahead)
@@ -66,16 +65,11 @@ def split(batch: Batch, micro_batch_size: int, device: torch.device) -> list[Mic
     return [{"tokens": part} for part in tokens.split(micro_batch_size)]
 
 
-def _sizes(schedule: BatchSchedule, step: int) -> Iterator[int]:
-    while True:
-        yield schedule.size(step)
-        step += 1
-
-
-def _requests(schedule: BatchSchedule, step: int, samples: int) -> Iterator[tuple[int, int]]:
-    """(first sample, size) of each batch. Samples are counted on from the checkpoint's: its batch size may have been
-    another.
+def _requests(schedule: BatchSchedule, samples: int) -> Iterator[tuple[int, int]]:
+    """(first sample, size) of each batch, counted on from the samples consumed: before a resume the batch may have had
+    another size.
     """
-    for size in _sizes(schedule, step):
+    while True:
+        size = schedule.size_at(samples)
         yield samples, size
         samples += size

@@ -126,6 +126,15 @@ class TrainingConfig:
 
     def check(self) -> None:
         """Raise RecipeError for values that mean nothing."""
+        for name, least in (("validate_every", 0), ("validation_samples", 0), ("stop_after", 0), ("early_stopping", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise RecipeError(f"training.{name} is {value}; it must be at least {least}")
+        if self.spike_checkpoints < 1 or self.max_spikes < 0:
+            raise RecipeError(
+                f"training.spike_checkpoints is {self.spike_checkpoints} and max_spikes {self.max_spikes}; "
+                "the first must be at least 1, the second not negative"
+            )
         if self.log_every < 1:
             raise RecipeError(f"training.log_every is {self.log_every}; it must be at least 1")
         if self.max_skipped_steps < 1:
@@ -153,6 +162,8 @@ class CheckpointConfig:
 
     def check(self) -> None:
         """Raise RecipeError for values that mean nothing."""
+        if self.keep_every is not None and self.keep_every < 1:
+            raise RecipeError(f"checkpoint.keep_every is {self.keep_every}; it must be at least 1, or null")
         if self.every < 0 or self.keep < 1:
             raise RecipeError(
                 f"checkpoint.every is {self.every} and keep is {self.keep}; every must be 0 or more, keep 1 or more"

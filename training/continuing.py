@@ -6,6 +6,21 @@ from data_pipeline.stream import Stream
 from training.checkpoint import Checkpoint, CheckpointMismatch
 from training.recipe import Recipe, to_document
 
+_FIXED = ("training.precision", *(f"optimizer.{key}" for key in ("betas", "eps", "weight_decay", "clip_grad_norm")))
+"""What the moments and the losses so far depend on."""
+
+
+def _check_arithmetic(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    saved, mine = checkpoint.state["recipe"], to_document(recipe)
+    for key in _FIXED:
+        section, name = key.split(".")
+        before = saved.get(section, {}).get(name)
+        if before != mine[section][name] and before is not None:
+            raise CheckpointMismatch(
+                f"{checkpoint.path} was trained with {key} {before}, and the recipe has {mine[section][name]}; set it "
+                "back, or start a new run"
+            )
+
 
 def check_continues(checkpoint: Checkpoint, recipe: Recipe, stream: Stream) -> None:
     """Raises CheckpointMismatch for another model, DataMismatch for other data; `stream` was given the checkpoint's
@@ -17,5 +32,6 @@ def check_continues(checkpoint: Checkpoint, recipe: Recipe, stream: Stream) -> N
     if different:
         what = ", ".join(f"model.{key} was {saved.get(key)} and is {mine.get(key)}" for key in different)
         raise CheckpointMismatch(f"{checkpoint.path} holds another model: {what}; set it back, or start a new run")
+    _check_arithmetic(checkpoint, recipe)
     if checkpoint.state["data"] is not None:
         stream.check_state(checkpoint.state["data"])

@@ -27,7 +27,7 @@ class Position:
     best_validation_loss: float | None = None
     validations_without_gain: int = 0
     validation_loss: float | None = None
-    """Of the newest validation; the checkpoint with the lowest is kept."""
+    """Of a validation at this very step, else null; the checkpoint with the lowest is kept."""
     useful_seconds: float = 0.0
     """Time in steps that were kept, over all attempts."""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -44,14 +44,14 @@ class Position:
             **{key: value for key, value in values.items() if key in known} | ({"extra": extra} if extra else {})
         )
 
-    def validated(self, loss: float) -> None:
-        """Take note of a validation."""
+    def validated(self, loss: float) -> bool:
+        """Take note of a validation at this step; whether it is the best so far."""
         self.validation_loss = loss
-        if self.best_validation_loss is None or loss < self.best_validation_loss:
+        best = math.isfinite(loss) and (self.best_validation_loss is None or loss < self.best_validation_loss)
+        if best:
             self.best_validation_loss = loss
-            self.validations_without_gain = 0
-        else:
-            self.validations_without_gain += 1
+        self.validations_without_gain = 0 if best else self.validations_without_gain + 1
+        return best
 
     def is_spike(self, loss: float, factor: float) -> bool:
         """Whether `loss` stands out of its running mean; takes note of it otherwise. One that is not finite is neither:

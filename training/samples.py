@@ -6,6 +6,7 @@ from data_pipeline.tokenizer import Tokenizer
 from modeling import groups
 from modeling.gpt.generation import generate
 from training.engine import Engine
+from training.errors import RecipeError
 
 _TOKENS = 64
 
@@ -17,6 +18,11 @@ class Sampler:
         self._engine = engine
         self._tokenizer = tokenizer
         self._prompt = prompt
+        length = engine.inputs.model_config.sequence_length
+        if prompt is not None and len(tokenizer.encode(prompt)) + 2 > length:
+            raise RecipeError(
+                f"training.sample_prompt fills model.sequence_length {length}; shorten it, or set it to null"
+            )
 
     def sample(self, seed: int) -> str | None:
         """The prompt and its continuation, as Markdown, on the first replica's ranks; None elsewhere.

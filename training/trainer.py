@@ -55,11 +55,11 @@ class Trainer:
         recipe = self.recipe = parts.recipe
         self.engine, self.stream = parts.engine, parts.stream
         self.batch_schedule = BatchSchedule(recipe.batch, self.stream.sequence_length)
-        self.total_steps = self._steps_of(recipe.training.steps)
         self.schedule = self._learning_rates()
         self.position = Position()
         if checkpoint is not None:
             self.position = restore(self.engine, self.stream, recipe, checkpoint)
+        self.total_steps = self._steps_of(recipe.training.steps)
         self.clock = StepClock(self.position.useful_seconds)
         self.tally = Tally(self.stream.corpora, self.engine.device)
         self.recorder: Recorder | None = None
@@ -90,6 +90,7 @@ class Trainer:
             self._close()
 
     def _finished(self) -> bool:
+        self.total_steps = self._steps_of(self.recipe.training.steps)
         early = self.recipe.training.stop_after or self.total_steps
         patience = self.recipe.training.early_stopping
         enough = patience is not None and self.position.validations_without_gain >= patience
@@ -112,6 +113,7 @@ class Trainer:
         position.samples = samples
         position.optimizer_steps = self.engine.optimizer_steps
         position.useful_seconds = clock.useful_seconds
+        position.validation_loss = None  # the one before was of other weights
         self.parts.heartbeat.beat(position.step)
         self._note(result)
         self._rate, self._norm, self._size = rate, result.grad_norm, batch.samples
@@ -136,15 +138,15 @@ class Trainer:
             return
         last = self._finished()
         every = recipe.training.validate_every
-        validated = None
+        validated, best = None, False
         if self.validator is not None and (last or (every and step % every == 0)):
             with self.clock.phase("validation"):
                 validated = self.validator.run()
-            self.position.validated(validated.loss)
+            best = self.position.validated(validated.loss) and recipe.checkpoint.keep_best
             self._show_sample()
             last = self._finished()
         every = recipe.checkpoint.every
-        if last or stopping or (every and step % every == 0):
+        if last or stopping or best or (every and step % every == 0):
             with self.clock.phase("checkpoint"):
                 self.parts.checkpoints.save(self.engine, self.position, self.stream, recipe)
         self.parts.checkpoints.poll()
@@ -188,6 +190,8 @@ class Trainer:
         self.stream.skip(self.position.samples, spiked.samples - self.position.samples)
         self.clock.useful_seconds = self.position.useful_seconds
         self.tally.forget()
+        # Saved at once, in place of the checkpoint gone back to: a restart must not meet the same data again.
+        self.parts.checkpoints.save(self.engine, self.position, self.stream, self.recipe)
         if self.recorder is not None:
             left_out = spiked.samples - self.position.samples
             fields = {"step": spiked.step, "loss": loss, "back_to": checkpoint.step, "samples_skipped": left_out}
@@ -247,7 +251,6 @@ class Trainer:
                 self.batch_schedule,
                 self.recipe.batch.micro_batch_size,
                 self.engine.device,
-                step=self.position.step,
                 samples=self.position.samples,
                 index=here.data,
                 count=here.data_size,
@@ -272,7 +275,10 @@ class Trainer:
         if parsed.steps is not None:
             return parsed.steps
         assert parsed.tokens is not None
-        return self.batch_schedule.step_of_tokens(parsed.tokens)
+        # Counted on from the samples consumed: before a resume the batch may have had another size.
+        ahead = self.batch_schedule.step_of_tokens(parsed.tokens)
+        here = self.batch_schedule.step_of_tokens(self.position.samples * self.stream.sequence_length)
+        return self.position.step + ahead - here
 
     def _learning_rates(self) -> Schedule:
         optimizer = self.recipe.optimizer

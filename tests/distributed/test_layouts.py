@@ -48,7 +48,7 @@ def cases(world_size: int) -> list[dict[str, Any]]:
                             "layout": layout,
                             "zero_stage": stage,
                             "precision": precision,
-                            "steps": STEPS if precision == "fp32" else 8,
+                            "steps": STEPS,
                         }
                     )
     return found
@@ -118,6 +118,10 @@ def test_offload_and_recomputation_change_nothing(reference: dict[tuple[str, str
     variants: list[dict[str, Any]] = [
         *({"zero_stage": stage, "offload": True, "precision": p} for stage in (1, 2) for p in ("fp32", "bf16")),
         *({"zero_stage": stage, "recompute": r} for stage in (1, 3) for r in ("selective", "full")),
+        *(
+            {"zero_stage": 1, "offload": True, "precision": p, "layout": {"tensor": 2, "sequence": True}}
+            for p in ("fp32", "bf16")
+        ),
         {"zero_stage": 1, "recompute": "full", "layout": {"pipeline": 2}},
         {"zero_stage": 1, "recompute": "selective", "layout": {"tensor": 2, "sequence": True}},
     ]

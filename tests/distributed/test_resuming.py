@@ -114,6 +114,10 @@ def runs(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     made.launch(4)
     made.twice("dp2-bf16", *BF16)
     made.twice("pp2-fp32", "--parallel.pipeline=2")
+    made.twice("pp2-vpp2-fp32", "--parallel.pipeline=2", "--parallel.virtual_pipeline=2")
+    made.twice("tp2-sp-bf16", *BF16, "--parallel.tensor=2", "--parallel.sequence=true")
+    made.twice("zero3-bf16", *BF16, "--parallel.zero_stage=3")
+    made.twice("offload-bf16", *BF16, "--parallel.zero_stage=2", "--parallel.offload_optimizer=true")
     for model, shape in MODELS.items():
         made.plan(f"{model}-zero3", *shape, "--parallel.zero_stage=3", early)
     made.launch(2)
@@ -148,7 +152,19 @@ def state(folder: Path) -> dict[tuple[str, str], torch.Tensor]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["one-bf16", "dp2-bf16", "pp2-fp32", "pp2-dp2-bf16"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "one-bf16",
+        "dp2-bf16",
+        "pp2-fp32",
+        "pp2-vpp2-fp32",
+        "tp2-sp-bf16",
+        "zero3-bf16",
+        "offload-bf16",
+        "pp2-dp2-bf16",
+    ],
+)
 def test_resumed_run_is_bit_equal_to_one_that_never_stopped(runs: Runs, name: str) -> None:
     straight, resumed = runs.base / f"{name}-straight", runs.base / f"{name}-resumed"
     assert sorted(curve(straight)) == list(range(1, STEPS + 1))

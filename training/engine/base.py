@@ -117,8 +117,11 @@ class Engine(ABC):
         if not self.inputs.parallel.sequence:
             return
         # Marked by the norms, and by Megatron Core on the biases that are added to a part of the sequence.
-        partial = [gradient_of(p) for p, _ in self.inputs.shards if getattr(p, "sequence_parallel", False)]
-        all_reduce_together([g for g in partial if g is not None], groups.tensor_group())
+        marked = [(shard.name, gradient_of(p)) for p, shard in self.inputs.shards if _is_partial(p)]
+        missing = [name for name, gradient in marked if gradient is None]
+        if missing:
+            raise AssertionError(f"no gradient to complete for {missing[0]}: it took no part in this step")
+        all_reduce_together([gradient for _, gradient in marked if gradient is not None], groups.tensor_group())
 
     def _sum_tied_embedding(self, gradient_of: Callable[[torch.nn.Parameter], torch.Tensor | None]) -> None:
         group = groups.embedding_group()
@@ -177,6 +180,10 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release what outlives a Python object."""
+
+
+def _is_partial(parameter: torch.nn.Parameter) -> bool:
+    return getattr(parameter, "sequence_parallel", False)
 
 
 def all_reduce_together(tensors: list[torch.Tensor], group: dist.ProcessGroup) -> None:

@@ -126,6 +126,8 @@ def high_precision_gradient(engine: Any, parameter: torch.nn.Parameter) -> torch
     if isinstance(engine.optimizer, BF16_Optimizer):
         gradient = getattr(parameter, "_hp_grad", None)
         return None if gradient is None else gradient.view(parameter.shape)
+    if engine.optimizer.use_grad_accum_attribute:  # bf16 with an offloaded optimizer: hooks move fp32 sums there
+        return getattr(parameter, "grad_accum", None)
     return parameter.grad
 
 
