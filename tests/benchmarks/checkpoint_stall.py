@@ -4,8 +4,8 @@
     python -m tests.benchmarks.checkpoint_stall --quick     # a tiny state, only to see that it runs
 
 The state is what a rank hands over in training: fp32 weights and both moments, in tensors of a decoder's sizes. Saves
-go through `CheckpointWriter` with all that belongs to them (checksums, fsync, manifest, rename), blocking and beside the
-loop in turn. While one is written the loop works on steps of bf16 matrix products, and then does as many steps alone:
+go through `CheckpointWriter` with all that belongs to them (checksums, fsync, manifest, rename), blocking and beside
+the loop in turn. While one is written the loop works on steps of bf16 matrix products, then does as many steps alone:
 the difference is what writing takes from training, and with the stall it is all that the loop loses.
 """
 

@@ -18,7 +18,7 @@ from typing import Any
 
 # Large blocks stay with the process instead of going back to the kernel: this helps the peers most, so all get it.
 MALLOC = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"
-READY_SECONDS = 300.0
+PATIENCE_SECONDS = 300.0
 
 
 class Gate:
@@ -31,7 +31,7 @@ class Gate:
         """A step is done; returns when there is another one to do."""
         self._left -= 1
         while self._left <= 0:
-            self._pipe.send("done")
+            self._pipe.send(time.process_time())
             try:
                 self._left = self._pipe.recv()
             except EOFError:
@@ -61,6 +61,8 @@ class Side:
                 "MASTER_PORT": str(port),
                 "OMP_NUM_THREADS": str(threads),
                 "GLIBC_TUNABLES": MALLOC,
+                # On a machine that others use as well, threads that spin while they wait would spoil everything.
+                "OMP_WAIT_POLICY": "passive",
             }
             process = self._context.Process(target=_enter, args=(work, theirs, argument, str(log)), daemon=True)
             before = {key: os.environ.get(key) for key in environment}
@@ -74,26 +76,30 @@ class Side:
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
-        self._all_done(READY_SECONDS)
+        self._used = self._all_done()
 
-    def run(self, steps: int) -> float:
-        """Seconds that `steps` steps take."""
-        begun = time.perf_counter()
+    def run(self, steps: int) -> tuple[float, float]:
+        """Seconds that `steps` steps take, and the CPU-seconds that all ranks spend on them."""
+        begun, before = time.perf_counter(), self._used
         for pipe in self._pipes:
             pipe.send(steps)
-        self._all_done(READY_SECONDS)
-        return time.perf_counter() - begun
+        self._used = self._all_done()
+        return time.perf_counter() - begun, self._used - before
 
-    def _all_done(self, seconds: float) -> None:
+    def _all_done(self) -> float:
+        """Wait for every rank; the CPU-seconds that they have used since their start."""
+        used = 0.0
         for pipe in self._pipes:
             try:
-                answered = pipe.poll(seconds) and pipe.recv() == "done"
+                answer = pipe.recv() if pipe.poll(PATIENCE_SECONDS) else None
             except EOFError:
-                answered = False
-            if not answered:
+                answer = None
+            if answer is None:
                 self.close()
                 said = self._log.read_text()[-3000:]
-                raise RuntimeError(f"{self.name} failed or was silent for {seconds:.0f} s; it said:\n{said}")
+                raise RuntimeError(f"{self.name} failed or was silent for {PATIENCE_SECONDS:.0f} s; it said:\n{said}")
+            used += answer
+        return used
 
     def close(self) -> None:
         for pipe in self._pipes:

@@ -1,0 +1,31 @@
+"""The benchmarks still run: each once with `--quick`, which measures nothing worth keeping."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("step", ["ratios to nanoGPT-style", "transformers GPT-2", "Trestle, eager", "CPU cores"]),
+        ("stream", ["numpy memmap, random", "stream: mix, shuffle, CRCs done"]),
+        ("checkpoint_stall", ["stall ÷ blocking save", "all that the loop loses"]),
+        ("recovery", ["measured here: Trestle, detected", "measured elsewhere: torchrun"]),
+    ],
+)
+def test_quick_run_prints_both_sides(name: str, says: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.benchmarks.{name}", "--quick"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [word for word in says if word not in done.stdout] == []
