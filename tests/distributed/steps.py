@@ -40,12 +40,27 @@ def tokens_of_step(step: int, size: int = GLOBAL_BATCH) -> torch.Tensor:
     return torch.randint(0, SHAPE["vocab_size"], (size, SHAPE["sequence_length"] + 1), generator=generator)
 
 
+_started: Layout | None = None
+
+
+def _start_groups(layout: Layout) -> groups.Coordinates:
+    """The groups of the case before are kept if they fit: each gloo group costs threads that outlive it for a while."""
+    global _started
+    if _started != layout:
+        if _started is not None:
+            groups.stop_groups()
+            gc.collect()  # a gloo group's threads end when nothing refers to it any more
+        groups.start_groups(layout)
+        _started = layout
+    return groups.coordinates()
+
+
 def start(case: dict[str, Any]) -> Engine:
     """Process groups and engine of a case {model, layout: {tensor…}, zero_stage, precision, …}."""
     offload = case.get("offload", False)
     parallel = ParallelConfig(**case["layout"], zero_stage=case["zero_stage"], offload_optimizer=offload)
     layout = Layout(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, parallel.sequence)
-    here = groups.start_groups(layout)
+    here = _start_groups(layout)
     megatron_bridge.seed_dropout(1, here.tensor)
     chosen = family("gpt")
     model = chosen.config(**SHAPE, **MODELS[case["model"]])
@@ -56,8 +71,6 @@ def start(case: dict[str, Any]) -> Engine:
 
 def stop(engine: Engine) -> None:
     engine.close()
-    groups.stop_groups()
-    gc.collect()  # a gloo group's threads end when nothing refers to it any more
 
 
 def step(engine: Engine, tokens: torch.Tensor) -> tuple[float, float]:
@@ -75,7 +88,7 @@ def step(engine: Engine, tokens: torch.Tensor) -> tuple[float, float]:
 def train_cases(cases: list[dict[str, Any]]) -> list[dict[str, list[float]]]:
     """Losses and gradient norms of each case, one after the other in the same processes."""
     results = []
-    for case in cases:
+    for case in sorted(cases, key=lambda case: str(case["layout"])):
         engine = start(case)
         curve = [step(engine, tokens_of_step(i)) for i in range(case["steps"])]
         stop(engine)
