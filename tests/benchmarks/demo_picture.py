@@ -43,7 +43,7 @@ def plot(lines: list[dict[str, float]], unigram: float, out: Path) -> None:
     axes.annotate(f"{held_out[-1][1]:.2f}", held_out[-1], textcoords="offset points", xytext=(4, 6), color="#c0392b")
     axes.set(xlabel="tokens (millions)", ylabel="loss (nats per token)", xlim=(0, tokens[-1] * 1.03))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(frameon=False, loc="center right", bbox_to_anchor=(1.0, 0.62))
     figure.tight_layout()
     figure.savefig(out, metadata={"Date": None})
 
