@@ -40,7 +40,7 @@ class Retention:
             kept.update(step for step in steps if step % self.keep_every == 0)
         finite = {step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)}
         if self.keep_best and finite:
-            kept.add(min(finite, key=lambda step: (finite[step], step)))
+            kept.add(min(finite, key=lambda step: (finite[step], -step)))
         return [step for step in steps if step not in kept]
 
 
