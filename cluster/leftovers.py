@@ -97,7 +97,7 @@ def end_all(processes: Iterable[Process], patience_until: float) -> None:
             for process in left:
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
-        time.sleep(0.02)
+        time.sleep(0.02)  # they are not our children: there is no event of their end to wait for
         left = {process for process in left if alive(process)}
 
 

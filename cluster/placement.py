@@ -151,7 +151,7 @@ def place(config: ClusterConfig, scratch: str | None, seconds: float, check: Cal
                     f"{config.nodes} of {describe(living_nodes())} would do, but what the run needs there is taken: "
                     f"{bundle.resources()} on each; wait for other jobs to end, or ask for less"
                 )
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # Ray tells of nodes only when asked
 
 
 def _reserve(bundle: Bundle, nodes: int, deadline: float, check: Callable[[], None]) -> Any | None:

@@ -191,7 +191,7 @@ class RankGroup:
             live = [rank for rank in live if rank.exit_code is None]
             self._collect_output(final=False)
             if live:
-                time.sleep(TICK_SECONDS)
+                time.sleep(TICK_SECONDS)  # several children and their heartbeat files: no one event covers both
         while not self._collect_output(final=True):
             pass
         for rank in self._ranks:

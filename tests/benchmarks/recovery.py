@@ -83,7 +83,7 @@ class Run:
             if self._process.poll() is not None or time.time() > deadline:
                 self._out.seek(0)
                 raise RuntimeError(f"the run ended or made no progress; it said:\n{self._out.read()[-3000:]}")
-            time.sleep(0.01)
+            time.sleep(0.01)  # a file that another process writes
         return time.time()
 
     def kill_a_rank(self) -> tuple[float, float]:

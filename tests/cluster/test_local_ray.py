@@ -170,7 +170,7 @@ def test_a_second_ctrl_c_ends_everything_at_once(tmp_path: Path) -> None:
         assert len(processes) >= 5
         for _ in range(2):
             os.killpg(run_.process.pid, signal.SIGINT)  # as a terminal does: to the whole group
-            time.sleep(1.0)
+            time.sleep(1.0)  # a second Ctrl-C by a person, while the first is being dealt with
         assert "outcome 130" in run_.read_until("outcome")
         assert run_.process.wait(30) == 130
         assert not any(alive(process) for process in processes)
@@ -185,10 +185,10 @@ def test_a_killed_driver_takes_everything_with_it(tmp_path: Path) -> None:
         run_.process.kill()
         deadline = time.monotonic() + 20
         while any(alive(process) for process in processes) and time.monotonic() < deadline:
-            time.sleep(0.1)
+            time.sleep(0.1)  # not our children: no event to wait for
         assert not any(alive(process) for process in processes)
         while list(run_.temporary.iterdir()) and time.monotonic() < deadline:
-            time.sleep(0.1)
+            time.sleep(0.1)  # the guard process clears up after the killed driver
         assert list(run_.temporary.iterdir()) == []
 
 

@@ -162,6 +162,7 @@ def test_a_rank_without_any_heartbeat_has_its_own_limit(tmp_path: Path) -> None:
 
 
 def test_ranks_die_with_the_process_that_started_them(tmp_path: Path) -> None:
+    # What is unpickled is what this very test pickled, for the child that it starts.
     script = (
         "import sys, pickle, time; from pathlib import Path; from cluster.processes import RankGroup\n"
         "group = RankGroup(pickle.loads(bytes.fromhex(sys.argv[1])), Path(sys.argv[2]))\n"
