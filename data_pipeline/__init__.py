@@ -2,15 +2,19 @@
 
 Making shards (`trestle prepare`), in the order of the data's way:
 
-    config.py              the recipe's `data:` section, and the recipe that prepare takes
-    readers.py             files → documents: text, JSON lines, parquet, compressed or not
-    cleaning.py            stages: cleaning, exact deduplication, and which documents are held out
-    heldout.py             drops held-out text that occurs in the training text
+    recipe.py              the recipe that prepare takes
+    sources/               files → documents: local or behind URLs, web archives, HTML, JSON lines, parquet, tars, text
+    stages/                what looks at one document at a time: extraction, language, quality rules, masking
+    quality.py             the learned filter, curated against raw
+    dedup/                 exact copies and near-duplicates, in bounded memory
+    decontamination.py     cuts evaluation sets out
+    heldout.py             which documents are held out, and that they do not occur in the training text
     tokenizer_training.py  trains SentencePiece
     packing.py             documents' tokens → samples of sequence_length + 1 tokens
     shards.py              writes a shard set: WebDataset tars, index, manifest; whole or not at all
-    prepare.py             runs all of it (spool.py keeps documents on disk between the stages,
-                           workspace.py keeps half-written work apart)
+    prepare/               runs all of it, on one core or a cluster, over any number of kills: start there
+    report/                what became of the documents, as HTML pages
+    documents.py           a document, and the tally of what was kept and dropped; document_file.py: many on disk
 
 Reading them, in a rank:
 
@@ -20,6 +24,7 @@ Reading them, in a rank:
     stream.py              Stream, ValidationSet: batches, epochs, state, fingerprint
     prefetch.py            reads ahead in a thread
     tokenizer.py           text ↔ tokens, lossless
+    document_masks.py      which document of a packed sample each token is of
     baseline.py            the cross-entropy of token frequencies, to compare a model with
 
 errors.py names what can go wrong. Nothing here knows models, optimizers or layouts beyond "slice i of n".

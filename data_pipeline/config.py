@@ -1,11 +1,9 @@
-"""The recipe's `data:` section, and the recipe that `trestle prepare` takes."""
+"""The recipe's `data:` section."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal, Optional
-
-Stage = Literal["clean", "deduplicate"]
 
 
 @dataclass
@@ -13,9 +11,35 @@ class ShardSource:
     """One corpus of a mix."""
 
     shards: str
-    """Folder of a shard set, relative to the current directory or absolute."""
+    """Shard set: a folder, relative to the current directory or absolute, or a URL (s3://, gs://, http://, https://)."""
     weight: float = 1.0
-    """Share of the samples; a mix is normalised, so weights need not sum to one. Without effect in `validation`."""
+    """Share of the samples; a mix is normalised, so weights need not sum to one. Without effect in `validation`. 0 is
+    for corpora that only the curriculum brings in.
+    """
+    tokens: Optional[str] = None  # noqa: UP045  (jsonargparse shows this form in its help)
+    """Declared size, such as "410B", for planning (`trestle inspect`) before the shards exist; training ignores it."""
+
+
+@dataclass
+class CurriculumSegment:
+    """From a point of the run on, other weights."""
+
+    from_: str = field(metadata={"key": "from"})
+    """Tokens after which the segment begins, such as "100B tokens"."""
+    weights: dict[str, float]
+    """Share of the samples of each corpus, by its shard set's name; a corpus that is not named has none."""
+
+
+@dataclass
+class CacheConfig:
+    """Where a node keeps what it has fetched of remote shard sets. All ranks of the node share it."""
+
+    directory: Optional[str] = None  # noqa: UP045
+    """Folder on a local disk; null: trestle/shards in the user's cache folder ($XDG_CACHE_HOME, ~/.cache), or in
+    $TMPDIR where there is none.
+    """
+    size: str = "20 GB"
+    """Most that it may hold; what was not used for the longest time goes first."""
 
 
 @dataclass
@@ -28,59 +52,26 @@ class DataConfig:
     """Held-out shard sets, read in order without shuffling."""
     prefetch: int = 2
     """Batches that are read ahead in the background."""
-
-
-@dataclass
-class TokenizerConfig:
-    """The tokenizer: trained on the weighted mix, or an existing SentencePiece model."""
-
-    type: Literal["unigram", "bpe", "char"] = "unigram"
-    """SentencePiece model type to train."""
-    vocab_size: int = 32768
-    """Number of tokens, with the end-of-document token and the 256 byte tokens."""
-    model: Optional[str] = None  # noqa: UP045  (jsonargparse shows this form in its help)
-    """Path of an existing .model file; then nothing is trained."""
-    sample_bytes: Optional[int] = None  # noqa: UP045
-    """Bytes of text to train on, drawn from the corpora by weight. Default: 1,000 for each vocabulary entry."""
-
-
-@dataclass
-class CorpusConfig:
-    """One corpus: where its documents are and what is done to them."""
-
-    name: str
-    """Folder name of the shard set."""
-    sources: list[str]
-    """Files, folders or globs (** too). {stdlib} and {site_packages} stand for those folders of the running Python."""
-    weight: float = 1.0
-    """Share of the mix."""
-    exclude: list[str] = field(default_factory=list)
-    """Paths to leave out, as shell patterns in which * also matches slashes."""
-    text_field: str = "text"
-    """Field with the text, in JSON lines and parquet."""
-    stages: list[Stage] = field(default_factory=lambda: ["clean", "deduplicate"])
-    """Stages in order; an empty list leaves the text as it is."""
-    validation_fraction: Optional[float] = None  # noqa: UP045
-    """Overrides the recipe's validation_fraction for this corpus."""
-
-
-@dataclass
-class PrepareConfig:
-    """From raw text to shards."""
-
-    output: str
-    """Folder for the shard sets, tokenizer.model and mix.yaml."""
-    corpora: list[CorpusConfig]
-    """The corpora of the mix. Deduplication keeps the copy in the earlier one."""
-    sequence_length: int = 2048
-    """Tokens a sample predicts; a packed sample holds one more."""
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """Tokenizer to train or to use."""
-    validation_fraction: float = 0.01
-    """Share of the documents (by hash) that is held out."""
-    held_out_overlap: float = 0.2
-    """A held-out document is dropped if more than this share of its 8-word shingles occurs in the training text."""
-    threads: int = 0
-    """Threads for encoding; 0 takes every core that this process may use. Does not change the output."""
-    overwrite: bool = False
-    """Replace the shard sets of an earlier run in the same folder."""
+    curriculum: list[CurriculumSegment] = field(default_factory=list)
+    """Segments with other weights than those of `mix`, in order. Corpora go on where they were: nothing repeats."""
+    shuffle: Literal["auto", "full", "windowed"] = "auto"
+    """full: each epoch is one permutation of all samples; windowed: members (1 MiB of samples) in a random order, and
+    samples within windows of them, so that remote shards are read member by member; auto: windowed if a shard set of
+    the mix is remote.
+    """
+    shuffle_window: int = 64
+    """Members in a window of the windowed shuffle."""
+    allow_change: bool = False
+    """Lets this resume go on with other shards, weights, curriculum or shuffle than the checkpoint's."""
+    on_damaged: Literal["stop", "substitute"] = "stop"
+    """What a member of the mix that is damaged or gone leads to: an error that names it, or other samples of its corpus
+    in its place, noted in the checkpoint. Held-out sets always stop.
+    """
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Local copies of remote shards."""
+    document_masks: bool = False
+    """Keep the documents of a packed sample apart, in training and validation: attention and positions begin anew after
+    each end-of-document token, and the first token of the next document is no target. Targets left out add nothing to
+    a step's loss but still count in its divisor, so that every token weighs the same in any batch and layout; reported
+    losses are means over the targets that are left.
+    """

@@ -1,4 +1,4 @@
-"""Documents' tokens → one long row of tokens → samples of fixed length."""
+"""Tokens of documents → one long row of tokens → samples of fixed length."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
 
 
 class Packer:
-    """Packs a corpus: each document followed by the end-of-document token, cut every `sequence_length` tokens.
+    """Packs a corpus, cut every `sequence_length` tokens; each document is followed by the end-of-document token.
 
     Sample i holds tokens i * s ... i * s + s of the corpus: s + 1 tokens, the last of which is the first of sample
     i + 1, so that every token but the corpus's first is predicted exactly once.
@@ -30,12 +30,16 @@ class Packer:
 
     def pack(self, documents: Iterable[NDArray[np.int32]]) -> Iterator[NDArray[np.unsignedinteger]]:
         """Yields blocks of `rows` samples, [rows, s + 1]; the last block may have fewer rows."""
+        return self.pack_tokens(part for document in documents for part in (document, self._eod))
+
+    def pack_tokens(self, tokens: Iterable[NDArray[np.integer]]) -> Iterator[NDArray[np.unsignedinteger]]:
+        """The same from runs of tokens of any length, in which each document has its end-of-document token already."""
         pending: list[NDArray[np.unsignedinteger]] = []
         count = 0
-        for document in documents:
-            pending += [document.astype(self._dtype), self._eod]
-            count += len(document) + 1
-            self.tokens += len(document) + 1
+        for run in tokens:
+            pending.append(run.astype(self._dtype, copy=False))
+            count += len(run)
+            self.tokens += len(run)
             if count <= self._block:
                 continue
             row = np.concatenate(pending)

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from data_pipeline.errors import DamagedShard, DataMismatch
 
 if TYPE_CHECKING:
     from data_pipeline.stream import Batch, Stream, ValidationSet
 
 
+_FETCH_AHEAD = 8  # batches beyond those that are read
+
+
 class Prefetcher:
     """Iterates the batches of `requests`, (start, size) pairs, at most `depth` of them ahead.
+
+    What remote shard sets will have to give is fetched from further ahead.
 
     An error of the reading thread is raised in the consumer, after the batches before it. What was prefetched is not
     consumed: the position to save is the caller's count. `close` (or leaving the `with` block) stops and joins the
@@ -68,7 +77,7 @@ class Prefetcher:
     def _work(self) -> None:
         last: BaseException | None = None
         try:
-            for start, size in self._requests:
+            for start, size in self._announced():
                 if self._stop.is_set():
                     return
                 self._ready.put((self._stream.batch(start, size, self._index, self._count), None))
@@ -76,3 +85,17 @@ class Prefetcher:
             last = error
         if not self._stop.is_set():
             self._ready.put((None, last))
+
+    def _announced(self) -> Iterator[tuple[int, int]]:
+        """The requests, each after those that follow it have been announced to the stream."""
+        if not self._stream.remote:
+            yield from self._requests
+            return
+        upcoming: deque[tuple[int, int]] = deque()
+        for start, size in self._requests:
+            with suppress(DamagedShard, DataMismatch):  # reading the batch meets it again, and tells it
+                self._stream.fetch_ahead(start, size, self._index, self._count)
+            upcoming.append((start, size))
+            if len(upcoming) > _FETCH_AHEAD:
+                yield upcoming.popleft()
+        yield from upcoming

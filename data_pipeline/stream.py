@@ -1,98 +1,140 @@
 """The stream: batch b is a pure function of (data, seed, mix, b), for any number of ranks, workers and restarts.
 
-consumed number --exceptions--> sample g --mix--> corpus, number in it --epoch, permutation--> position --> tokens
+consumed number --exceptions--> sample g --mix--> corpus, number in it --epoch, shuffle--> position --> tokens
 
 Each step is closed form, so that a resume is one integer and a rank reads only its slice.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.config import DataConfig, ShardSource
-from data_pipeline.errors import BadConfig, BadShards, BadTokenizer, DataMismatch
-from data_pipeline.mixing import Mix
-from data_pipeline.permutation import derive_key, permute
+from data_pipeline.batch import Batch, slice_of
+from data_pipeline.config import DataConfig
+from data_pipeline.eras import Replay, describe, replay
+from data_pipeline.errors import BadConfig, BadTokenizer, DataMismatch
 from data_pipeline.prefetch import Prefetcher
-from data_pipeline.shard_reader import ShardSet
+from data_pipeline.shard_reader import DamagedMember, ShardSet
+from data_pipeline.stream_state import CHANGEABLE, STATE_VERSION, checked, difference, is_changeable, readable
+from data_pipeline.substitution import substituted
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.validation_set import ValidationSet, check_fit, open_sets
 
 __all__ = ["Batch", "Prefetcher", "Stream", "ValidationSet", "open_sets"]
-
-STATE_VERSION = 1
-#: Makes the keys of successive epochs unrelated.
-_EPOCH_STRIDE = np.int64(0x1E3779B97F4A7C15)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A slice of a batch."""
-
-    tokens: NDArray[np.int64]
-    """[n, sequence_length + 1]: inputs are [:, :-1], targets [:, 1:]."""
-    corpus: NDArray[np.int64]
-    """[n]: index into the stream's `corpora` (the validation set's `names`)."""
 
 
 class Stream:
     """The weighted, shuffled, endless mix of `config.mix`.
 
-    Each corpus is shuffled anew every epoch. exceptions: as in `state()`, for a resume.
-    Raises BadConfig, BadShards or BadTokenizer for a mix that does not fit together; reading raises DamagedShard.
+    Each corpus is shuffled anew every epoch. exceptions: as in `state()`, for a resume; `continuing` takes the whole
+    state. Raises BadConfig, BadShards or BadTokenizer for a mix that does not fit together; reading raises
+    DamagedShard, and DataMismatch for samples of data that a change has taken away.
     """
 
     def __init__(self, config: DataConfig, seed: int, exceptions: Sequence[dict[str, Any]] = ()) -> None:
         if not config.mix:
             raise BadConfig("data.mix is empty: name at least one shard set")
-        self._sets = open_sets(config.mix, "data.mix")
+        self._sets = open_sets(config.mix, "data.mix", config.cache)
         for source in config.validation:
-            _check_fit(self._sets[0], ShardSet(source.shards), "data.validation")
-        self._mix = Mix([source.weight for source in config.mix], seed)
-        self._keys = [derive_key(seed, "corpus", shard_set.name) for shard_set in self._sets]
+            check_fit(self._sets[0], ShardSet(source.shards, config.cache), "data.validation")
         self._seed = seed
-        self._exceptions = [_checked_exception(e) for e in exceptions]
+        self._substitutes = config.on_damaged == "substitute"
+        self._described = describe(config, self._sets)
         self.corpora = [shard_set.name for shard_set in self._sets]
-        self.weights = dict(zip(self.corpora, self._mix.weights, strict=True))
+        self.weights = {entry["name"]: entry["weight"] for entry in self._described["mix"]}
         self.sequence_length = self._sets[0].sequence_length
         self.vocab_size = self._sets[0].vocab_size
         self.tokenizer_sha256 = self._sets[0].tokenizer_sha256
-        self.tokenizer_path: Path = self._sets[0].tokenizer_path
+        self.remote = any(shard_set.remote for shard_set in self._sets)
+        self.changed: str | None = None
+        """What is other than in the state that `continuing` was given, in words."""
+        self._lock = threading.Lock()
+        self._found: list[dict[str, Any]] = []
+        self._exceptions: list[dict[str, Any]] = []
+        self._replay = Replay(damaged=[set() for _ in self._sets])
+        self._take(exceptions)
+
+    @classmethod
+    def continuing(cls, config: DataConfig, seed: int, state: dict[str, Any]) -> Stream:
+        """The stream that continues the one which gave `state`.
+
+        Other data are taken over from there on if config.allow_change says so. Raises DataMismatch if it does not, or
+        if they cannot be.
+        """
+        state = readable(state)
+        stream = cls(config, seed, state["exceptions"])
+        saved, own = state["fingerprint"], stream.fingerprint()
+        stream.changed = difference(saved, own)
+        if stream.changed and config.allow_change and is_changeable(saved, own):
+            before = {key: saved[key] for key in CHANGEABLE}
+            stream._take([{"kind": "change", "at": state["samples"], "before": before}])
+        stream.check_state(state)
+        return stream
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer.model beside the shard sets. Raises BadTokenizer if it is not there."""
+        return self._sets[0].tokenizer_path
 
     def batch(self, start: int, size: int, index: int = 0, count: int = 1) -> Batch:
         """Slice `index` of `count` contiguous slices of consumed samples start ... start + size."""
-        corpus, position = self.locate(_slice(start, size, index, count))
+        corpus, position = self._locate(slice_of(start, size, index, count))
         tokens = np.empty((len(corpus), self.sequence_length + 1), dtype=np.int64)
-        for number, shard_set in enumerate(self._sets):
+        for number in range(len(self._sets)):
             mine = corpus == number
             if mine.any():
-                tokens[mine] = shard_set.read(position[mine])
+                tokens[mine] = self._read(number, position[mine])
         return Batch(tokens, corpus)
 
     def locate(self, consumed: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """For consumed sample numbers [n]: corpus index [n] and sample position in its shard set [n]."""
-        corpus, number = self._mix.assign(self._shifted(consumed))
-        position = np.empty_like(number)
-        for i, shard_set in enumerate(self._sets):
-            mine = corpus == i
-            epoch, within = np.divmod(number[mine], shard_set.samples)
-            position[mine] = permute(within, np.int64(self._keys[i]) + epoch * _EPOCH_STRIDE, shard_set.samples)
+        corpus, position = self._locate(consumed)
+        for number, damaged in enumerate(self._replay.damaged):
+            if damaged:
+                mine = corpus == number
+                position[mine] = self._substituted(number, position[mine])
         return corpus, position
+
+    def fetch_ahead(self, start: int, size: int, index: int = 0, count: int = 1) -> None:
+        """Begins to fetch what `batch` will read of remote shard sets; returns at once."""
+        corpus, position = self.locate(slice_of(start, size, index, count))
+        for number, shard_set in enumerate(self._sets):
+            if shard_set.remote:
+                shard_set.fetch_ahead(position[corpus == number])
 
     def skip(self, at: int, count: int) -> None:
         """From consumed sample `at` on, sample numbers are shifted by `count` (a range of data is left out)."""
-        self._exceptions.append(_checked_exception({"kind": "skip", "at": at, "count": count}))
+        self._take([{"kind": "skip", "at": at, "count": count}])
+
+    def found_damage(self) -> list[dict[str, Any]]:
+        """Substitutions that this rank has begun with since the last call, each with its `reason`."""
+        with self._lock:
+            found, self._found = self._found, []
+        return found
+
+    def substitute(self, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Takes over what any rank has found damaged, the same list on every rank; returns what is new."""
+        known = {(e["corpus"], e["member"]) for e in self._exceptions_of_now() if e["kind"] == "substitute"}
+        new = {(e["corpus"], e["member"]): e for e in found if (e["corpus"], e["member"]) not in known}
+        ordered = [new[key] for key in sorted(new)]
+        self._take([{"kind": "substitute", "corpus": e["corpus"], "member": e["member"]} for e in ordered])
+        return ordered
 
     def epochs(self, samples: int) -> dict[str, float]:
         """Passes over each corpus after `samples` consumed samples; what was skipped does not count."""
         drawn = np.zeros(len(self._sets), dtype=np.int64)
-        for first, end in self._drawn(samples):
-            drawn += np.array(self._mix.counts(end)) - np.array(self._mix.counts(first))
+        for number, first, end in self._replay.history.drawn(samples):
+            era = self._replay.eras[number]
+            counts = zip(era.corpora, era.curriculum.counts(first), era.curriculum.counts(end), strict=True)
+            for corpus, before, after in counts:
+                if corpus.index is not None:
+                    drawn[corpus.index] += after - before
         return {s.name: int(n) / s.samples for s, n in zip(self._sets, drawn, strict=True)}
 
     def tokenizer(self) -> Tokenizer:
@@ -103,15 +145,12 @@ class Stream:
         return tokenizer
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the stream is a function of: data (hashes of the manifests), seed and mix. JSON-able."""
+        """What the stream is a function of: data (hashes of manifests), seed, mix, curriculum, shuffle. JSON-able."""
         return {
             "seed": self._seed,
             "sequence_length": self.sequence_length,
             "tokenizer_sha256": self.tokenizer_sha256,
-            "mix": [
-                {"name": s.name, "weight": w, "samples": s.samples, "manifest_sha256": s.manifest_sha256}
-                for s, w in zip(self._sets, self._mix.weights, strict=True)
-            ],
+            **self._described,
         }
 
     def state(self, samples: int = 0) -> dict[str, Any]:
@@ -125,13 +164,18 @@ class Stream:
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Raises DataMismatch, naming the difference, unless this stream continues the one that gave `state`."""
-        if state.get("format_version") != STATE_VERSION:
-            version = state.get("format_version")
-            raise DataMismatch(f"the data state has format {version}, this version reads {STATE_VERSION}")
-        difference = _difference(state["fingerprint"], self.fingerprint())
-        if difference:
-            raise DataMismatch(f"the data are not those of the checkpoint: {difference}")
-        if self._exceptions[: len(state["exceptions"])] != state["exceptions"]:
+        state = readable(state)
+        given = [checked(e) for e in state["exceptions"]]
+        # A stream that has gone on past a change was, when the state was written, what it was before that change.
+        later = (e["before"] for e in self._exceptions[len(given) :] if e["kind"] == "change")
+        then = self.fingerprint() | next(later, {})
+        found = difference(state["fingerprint"], then)
+        if found:
+            way_out = "set it back"
+            if is_changeable(state["fingerprint"], then):
+                way_out += ", or go on with the new from here on with --data.allow-change"
+            raise DataMismatch(f"the data are not those of the checkpoint: {found}; {way_out}")
+        if self._exceptions[: len(given)] != given:
             raise DataMismatch("the stream was not given the exceptions (skipped ranges) of the checkpoint's state")
 
     def close(self) -> None:
@@ -139,109 +183,50 @@ class Stream:
         for shard_set in self._sets:
             shard_set.close()
 
+    def _take(self, exceptions: Sequence[dict[str, Any]]) -> None:
+        taken = [*self._exceptions, *(checked(e) for e in exceptions)]
+        made = replay(taken, self._described, self._seed, self._sets)
+        with self._lock:  # a thread that reads ahead may be finding damage just now
+            for known, now in zip(made.damaged, self._replay.damaged, strict=True):
+                known |= now
+            self._exceptions, self._replay = taken, made
+
+    def _locate(self, consumed: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where samples are when nothing is damaged."""
+        era, samples = self._replay.history.resolve(consumed)
+        eras = np.unique(era).tolist()
+        if len(eras) == 1:
+            return self._replay.eras[eras[0]].locate(samples)
+        corpus, position = np.empty_like(samples), np.empty_like(samples)
+        for number in eras:
+            mine = era == number
+            corpus[mine], position[mine] = self._replay.eras[number].locate(samples[mine])
+        return corpus, position
+
+    def _read(self, number: int, positions: NDArray[np.int64]) -> NDArray[np.unsignedinteger]:
+        shard_set = self._sets[number]
+        while True:
+            try:
+                return shard_set.read(self._substituted(number, positions))
+            except DamagedMember as damage:
+                if not self._substitutes:
+                    raise
+                with self._lock:
+                    self._replay.damaged[number].add(damage.member)
+                    entry = {"corpus": shard_set.name, "member": damage.member, "reason": str(damage)}
+                    self._found.append(entry)
+
+    def _substituted(self, number: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        damaged, shard_set = self._replay.damaged[number], self._sets[number]
+        if not damaged:
+            return positions
+        return substituted(positions, damaged, shard_set.name, shard_set.samples, shard_set.rows_per_member)
+
+    def _exceptions_of_now(self) -> list[dict[str, Any]]:
+        """Those since the last change, which speak of the shard sets that are read now."""
+        last = max((i for i, e in enumerate(self._exceptions) if e["kind"] == "change"), default=-1)
+        return self._exceptions[last + 1 :]
+
     def _shifted(self, consumed: NDArray[np.int64]) -> NDArray[np.int64]:
-        # The newest first: it speaks of numbers as they were under those before it. A run that goes back past an
-        # exception leaves out what it has drawn since, which that exception had shifted.
-        shifted = consumed
-        for exception in reversed(self._exceptions):
-            shifted = shifted + np.where(shifted >= exception["at"], exception["count"], 0)
-        return shifted
-
-    def _drawn(self, samples: int) -> list[tuple[int, int]]:
-        """The ranges of samples that consumed samples 0 ... `samples` are."""
-        ranges = [(0, samples)]
-        for exception in reversed(self._exceptions):
-            at, count = exception["at"], exception["count"]
-            ranges = [
-                part
-                for first, end in ranges
-                for part in ((first, min(end, at)), (max(first, at) + count, end + count))
-                if part[0] < part[1]
-            ]
-        return ranges
-
-
-class ValidationSet:
-    """Held-out shard sets, one after the other, in order and without shuffling."""
-
-    def __init__(self, sources: Sequence[ShardSource]) -> None:
-        if not sources:
-            raise BadConfig("data.validation is empty: name at least one shard set, or do not validate")
-        self._sets = open_sets(sources, "data.validation")
-        self._first = np.cumsum([0, *(len(s) for s in self._sets)])
-        self.names = [s.name for s in self._sets]
-        self.sequence_length = self._sets[0].sequence_length
-        self.vocab_size = self._sets[0].vocab_size
-        self.tokenizer_sha256 = self._sets[0].tokenizer_sha256
-
-    def __len__(self) -> int:
-        return int(self._first[-1])
-
-    def batch(self, start: int, size: int, index: int = 0, count: int = 1) -> Batch:
-        """Slice `index` of `count` of samples start ... start + size. Raises IndexError past the end."""
-        samples = _slice(start, size, index, count)
-        if start < 0 or start + size > len(self):
-            raise IndexError(f"the validation set has {len(self)} samples, not {start + size}")
-        corpus = np.searchsorted(self._first, samples, side="right") - 1
-        tokens = np.empty((len(samples), self.sequence_length + 1), dtype=np.int64)
-        for number, shard_set in enumerate(self._sets):
-            mine = corpus == number
-            if mine.any():
-                tokens[mine] = shard_set.read(samples[mine] - self._first[number])
-        return Batch(tokens, corpus.astype(np.int64))
-
-
-def open_sets(sources: Sequence[ShardSource], key: str) -> list[ShardSet]:
-    """Opens the shard sets of one list and checks that they fit together. `key`: the recipe's key, for messages."""
-    sets = [ShardSet(source.shards) for source in sources]
-    first = sets[0]
-    for shard_set in sets:
-        if not len(shard_set):
-            raise BadShards(f"{key}: {shard_set.directory} has no samples")
-        _check_fit(first, shard_set, key)
-    names = [shard_set.name for shard_set in sets]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise BadShards(f'{key}: two shard sets are named "{twice}": name each once, with the sum of the weights')
-    return sets
-
-
-def _check_fit(first: ShardSet, other: ShardSet, key: str) -> None:
-    if other.sequence_length != first.sequence_length:
-        raise BadShards(
-            f"{key}: {first.directory} has sequence_length {first.sequence_length}, {other.directory} has "
-            f"{other.sequence_length}: prepare them with the same one"
-        )
-    if other.tokenizer_sha256 != first.tokenizer_sha256:
-        raise BadShards(
-            f"{key}: {first.directory} and {other.directory} were made with different tokenizers: "
-            "prepare them with the same tokenizer.model"
-        )
-
-
-def _slice(start: int, size: int, index: int, count: int) -> NDArray[np.int64]:
-    if not 0 <= index < count:
-        raise ValueError(f"slice {index} of {count}")
-    return np.arange(start + size * index // count, start + size * (index + 1) // count, dtype=np.int64)
-
-
-def _checked_exception(exception: dict[str, Any]) -> dict[str, Any]:
-    kind, at, count = exception.get("kind"), exception.get("at"), exception.get("count")
-    if kind != "skip" or not isinstance(at, int) or not isinstance(count, int) or at < 0 or count < 0:
-        raise DataMismatch(f"unknown exception in the data state: {exception}")
-    return {"kind": "skip", "at": at, "count": count}
-
-
-def _difference(saved: dict[str, Any], own: dict[str, Any]) -> str | None:
-    for key in ("seed", "sequence_length", "tokenizer_sha256"):
-        if saved[key] != own[key]:
-            return f"{key} was {saved[key]} and is {own[key]}"
-    before, now = ({m["name"]: m for m in fingerprint["mix"]} for fingerprint in (saved, own))
-    if list(before) != list(now):
-        return f"the mix was {', '.join(before)} and is {', '.join(now)}"
-    for name, entry in before.items():
-        if entry["weight"] != now[name]["weight"]:
-            return f"the weight of {name} was {entry['weight']:.6g} and is {now[name]['weight']:.6g} (normalised)"
-        if entry["manifest_sha256"] != now[name]["manifest_sha256"]:
-            return f"the shards of {name} are others ({entry['samples']} samples then, {now[name]['samples']} now)"
-    return None
+        """The sample numbers that consumed samples are."""
+        return self._replay.history.resolve(consumed)[1]

@@ -17,7 +17,7 @@ from typing import Any
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from data_pipeline.config import TokenizerConfig
+from data_pipeline.recipe import TokenizerConfig
 from data_pipeline.errors import BadTokenizer
 from data_pipeline.tokenizer import SPACE_MARK
 

@@ -1,16 +1,15 @@
-"""The output folder while prepare works in it: one run at a time, nothing half-written left behind."""
+"""The output folder while prepare works in it: one run at a time, nothing half-written where others look."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import BadConfig, EnvironmentFailure
+from data_pipeline.recipe import PrepareConfig
 
 _WORK = ".prepare"
 
@@ -27,7 +26,10 @@ def check_output(config: PrepareConfig, output: Path) -> None:
 
 @contextmanager
 def work_folder(output: Path) -> Iterator[Path]:
-    """A folder inside the output, on its file system, for one run at a time; leftovers of a killed run are removed."""
+    """A folder inside the output, on its file system, for one run at a time.
+
+    What an interrupted run has finished stays in it for the next one; the caller removes it after a success.
+    """
     output.mkdir(parents=True, exist_ok=True)
     with open(output / ".prepare.lock", "w") as lock:
         try:
@@ -35,12 +37,12 @@ def work_folder(output: Path) -> Iterator[Path]:
         except BlockingIOError as error:
             raise BadConfig(f"another prepare is writing to {output}") from error
         work = output / _WORK
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
+        work.mkdir(exist_ok=True)
         try:
             yield work
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            if work.exists() and not any(work.iterdir()):
+                work.rmdir()
 
 
 @contextmanager
@@ -49,7 +51,12 @@ def disk_errors(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            message = f"no space left for {output}: nothing of this run was kept ({error.strerror})"
+        # numpy says only how many items it could not write.
+        short = error.errno is None and " requested and " in str(error)
+        if short or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            message = (
+                f"no space left for {output} ({error.strerror or error}): make room and run the same command again, "
+                f"it goes on from what is finished (in {output / _WORK}, which can be removed)"
+            )
             raise EnvironmentFailure(message) from error
         raise EnvironmentFailure(f"{output} cannot be prepared: {error}") from error

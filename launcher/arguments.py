@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from launcher.errors import UserError
+from training.overrides import is_permission, permission_value
 
 SECTIONS = (
     "run",
@@ -57,9 +58,11 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     rest = list(words)
     while rest:
         word = rest.pop(0)
-        key, equals, _ = word.removeprefix("--").partition("=")
+        key, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not ("." in key or key in SECTIONS):
             own.append(word)
+        elif is_permission(key):
+            overrides.append(f"--{key.replace('-', '_')}={value if equals else permission_value(rest)}")
         elif equals:
             overrides.append(word)
         elif rest and not rest[0].startswith("--"):

@@ -12,7 +12,7 @@ ALLOWED = {
     "parallel": "the layout",
     "cluster": "the nodes and ranks",
     "batch": "the batch sizes",
-    "data": "where the same shards lie, and reading ahead (other shards or weights are refused)",
+    "data": "where the same shards lie, and reading ahead; with --data.allow-change other shards, weights, curriculum",
     "training": "length, precision apart, and how often to look",
     "optimizer.lr": "the learning rate",
     "optimizer.schedule": "its course",
@@ -29,9 +29,13 @@ REFUSED = {
     "run.name": "the folder is the run; move or rename the folder instead",
     "run.directory": "the folder is the run; move the folder instead",
     "training.precision": "the losses would no longer be those of this run",
+    "data.document_masks": "the losses would no longer be those of this run",
     "optimizer": "the moments in the checkpoint were made with the old value",
 }
 """Key or section -> why it cannot change."""
+
+PERMISSION = "data.allow_change"
+"""Given for one resume: the next begins without it."""
 
 _SIZES = ("parallel", "cluster.nodes", "cluster.ranks_per_node")
 
@@ -72,6 +76,8 @@ def events(found: list[Change]) -> list[tuple[str, dict[str, dict[str, Any]]]]:
     by_kind: dict[str, dict[str, dict[str, Any]]] = {}
     for change in found:
         kind = "resized" if change.resizes else "changed"
+        if change.key == PERMISSION:  # what is done with it is told: what the data were, and what they are
+            continue
         by_kind.setdefault(kind, {})[change.key] = {"old": change.old, "new": change.new}
     return list(by_kind.items())
 

@@ -49,9 +49,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     checkpoint = verified_checkpoint(folder, arguments.step)
     samples = arguments.samples or 0
     found = _validate(folder, recipe, checkpoint, samples)
-    unigram = unigram_cross_entropy(recipe.data.mix, held_out)
+    unigram = unigram_cross_entropy(recipe.data.mix, held_out, recipe.data.cache)
     print(f"{folder.path}, step {checkpoint.step}, {found.samples} held-out samples")
-    print(_table(found, unigram, bits_per_byte(unigram, held_out), recipe.model.vocabulary))
+    print(_table(found, unigram, bits_per_byte(unigram, held_out, recipe.data.cache), recipe.model.vocabulary))
     for name, loss in found.loss_of.items():
         print(f"  {name}: {loss:.4f} nats per token")
     reported = checkpoint.state.get("validation_loss")
@@ -92,6 +92,8 @@ def _validate(folder: RunFolder, recipe: Recipe, checkpoint: Checkpoint, samples
             tokenizer.token_bytes,
             micro_batch_size=recipe.batch.micro_batch_size,
             samples=samples,
+            eod_id=tokenizer.eod_id if recipe.data.document_masks else None,
+            cache=recipe.data.cache,
         ).run()
 
 

@@ -51,16 +51,17 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     tokenizer = tokenizer_of(folder, recipe)
     config = model_config(recipe, tokenizer)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-    # In training a text follows the end of the one before it.
-    tokens = [tokenizer.eod_id, *tokenizer.encode(prompt)]
+    from modeling.gpt.generation import generate
+    from training.samples import prompt_tokens
+
+    tokens = prompt_tokens(tokenizer, prompt, recipe.data.document_masks)
     room = config.sequence_length - len(tokens)
     if room < 1:
+        before = 0 if recipe.data.document_masks else 1  # the end of the text before
         raise UserError(
-            f"the prompt has {len(tokens) - 1} tokens, but the model was trained on {config.sequence_length} at a "
-            f"time; shorten it to {config.sequence_length - 2} at most"
+            f"the prompt has {len(tokens) - before} tokens, but the model was trained on {config.sequence_length} at a "
+            f"time; shorten it to {config.sequence_length - 1 - before} at most"
         )
-    from modeling.gpt.generation import generate
-
     with one_process():
         drawn = generate(
             load_model(recipe, checkpoint),

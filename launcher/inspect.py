@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_pipeline.locations import is_remote
 from launcher.arguments import Parser
 from launcher.errors import UserError
+from launcher.mixes import show_mix
 from launcher.run_folder import RunFolder
+from launcher.sources import find_file
 from launcher.tables import size, table
 
 if TYPE_CHECKING:
-    from data_pipeline.config import DataConfig
     from training.checkpoint.inspect import Summary
+
+PROGRESS_SECONDS = 5.0
 
 
 def parser() -> Parser:
     made = Parser(
         "inspect",
         "Show what is in a run's folder (figures, checkpoints and their health), a checkpoint (its tensors),\n"
-        "a shard set, or a mix.yaml (how often each corpus is read). Files are checked against their checksums;\n"
-        "a damaged one makes the exit code 1.",
+        "a shard set in a folder or behind a URL, or a mix.yaml (how often each corpus is read, also by sizes that are\n"
+        "only declared). Files are checked against their checksums; a damaged one makes the exit code 1.",
         "  trestle inspect runs/demo\n"
         "  trestle inspect runs/demo/checkpoints/step-00000300\n"
-        "  trestle inspect shards/mix.yaml --tokens 300B",
+        "  trestle inspect shards/mix.yaml --tokens 300B\n"
+        "  trestle inspect gpt3-mix --tokens 300B\n"
+        "  trestle inspect s3://bucket/shards/web",
     )
     made.add_argument("path", metavar="PATH", help="a run's folder, a checkpoint, a shard set, or a mix.yaml")
     made.add_argument("--tokens", default=None, help="of a mix: how many tokens to train on, such as 300B")
@@ -34,15 +42,15 @@ def parser() -> Parser:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    path = Path(arguments.path)
+    path = find_file(arguments.path) or Path(arguments.path)
     if arguments.tokens is not None and not path.is_file():
-        raise UserError(f"--tokens is for a mix.yaml, which {path} is not")
+        raise UserError(f"--tokens is for a mix.yaml, which {arguments.path} is not")
     if path.is_file():
-        return _mix(path, arguments.tokens)
+        return show_mix(path, arguments.tokens)
     if (path / "recipe.yaml").is_file():
         return _run(RunFolder(path))
-    if (path / "index.npy").is_file() or (path / "00000.tar").is_file():
-        return _shards(path)
+    if (path / "index.npy").is_file() or (path / "00000.tar").is_file() or is_remote(arguments.path):
+        return _shards(arguments.path)
     if path.name.startswith("step-") or (path / "manifest.json").is_file():
         return _checkpoint(path, not arguments.quick)
     what = "is neither a run, a checkpoint, a shard set nor a mix.yaml" if path.exists() else "does not exist"
@@ -102,11 +110,11 @@ def _headline(summary: Summary) -> str:
     )
 
 
-def _shards(path: Path) -> int:
+def _shards(location: str) -> int:
     from data_pipeline.errors import DamagedShard
     from data_pipeline.shard_reader import ShardSet
 
-    shards = ShardSet(path)
+    shards = ShardSet(location)
     facts = {
         "documents": shards.manifest["documents"],
         "text": size(shards.bytes),
@@ -120,7 +128,7 @@ def _shards(path: Path) -> int:
     }
     print(table((shards.name, ""), list(facts.items())))
     try:
-        shards.verify()
+        shards.verify(_Progress(shards.members))
     except DamagedShard as damage:
         print(f"health: {damage}")
         return 1
@@ -128,31 +136,13 @@ def _shards(path: Path) -> int:
     return 0
 
 
-def _mix(path: Path, tokens: str | None) -> int:
-    from data_pipeline.batching import Duration
-    from data_pipeline.config import DataConfig
-    from data_pipeline.shard_reader import ShardSet
-    from data_pipeline.stream import Stream
-    from training.overrides import read_yaml
-    from training.sections import parse_section
+class _Progress:
+    """Says now and then how many members are verified."""
 
-    document = read_yaml(path)
-    if "mix" not in document and not isinstance(document.get("data"), dict):
-        raise UserError(f"{path} has no `mix:`; name a mix.yaml, or a recipe with a `data:` section")
-    config: DataConfig = parse_section(DataConfig, document if "mix" in document else document["data"], "data")
-    stream = Stream(config, seed=0)
-    wanted = (
-        Duration.parse(f"{tokens} tokens" if tokens and "token" not in tokens else tokens).tokens if tokens else None
-    )
-    samples = None if wanted is None else wanted // stream.sequence_length
-    epochs = {} if samples is None else stream.epochs(samples)
-    rows = []
-    for source in config.mix:
-        shards = ShardSet(source.shards)
-        weight = stream.weights[shards.name]
-        drawn = None if wanted is None else round(epochs[shards.name] * shards.samples * shards.sequence_length)
-        rows.append((shards.name, weight, shards.tokens, shards.samples, drawn, epochs.get(shards.name)))
-    print(table(("corpus", "weight", "tokens", "samples", "tokens read", "epochs"), rows))
-    if wanted is None:
-        print("how often each is read in a run: --tokens 300B")
-    return 0
+    def __init__(self, members: int) -> None:
+        self._members, self._last = members, time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        if time.monotonic() - self._last >= PROGRESS_SECONDS:
+            self._last = time.monotonic()
+            print(f"verified {done:,} of {self._members:,} members", file=sys.stderr, flush=True)

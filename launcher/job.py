@@ -53,7 +53,7 @@ class Job:
 
 def known_keys_of_a_recipe() -> list[str]:
     """Every dotted key that a recipe may have, for naming the nearest to a wrong one."""
-    from data_pipeline.config import PrepareConfig
+    from data_pipeline.recipe import PrepareConfig
 
     return recipes.known_recipe_keys({"cluster": ClusterConfig, "prepare": PrepareConfig})
 
@@ -65,7 +65,7 @@ def load_job(source: Path, overrides: Sequence[str] = ()) -> Job:
 
 def load_document(source: Path | None, overrides: Sequence[str] = ()) -> Document:
     """A recipe's plain values with the overrides set; None is an empty recipe. Raises RecipeError."""
-    from data_pipeline.config import PrepareConfig
+    from data_pipeline.recipe import PrepareConfig
 
     return recipes.load_document(source, overrides, {"cluster": ClusterConfig, "prepare": PrepareConfig})
 

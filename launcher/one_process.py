@@ -49,12 +49,17 @@ def verified_checkpoint(folder: RunFolder, step: int | None) -> Checkpoint:
 
 def tokenizer_of(folder: RunFolder, recipe: Recipe) -> Tokenizer:
     """The tokenizer that the run was trained with: its own copy, else the one beside its shards. Raises UserError."""
+    from data_pipeline.locations import is_remote
+    from data_pipeline.shard_store import open_store
     from data_pipeline.tokenizer import Tokenizer
 
-    places = [folder.tokenizer, *(Path(source.shards).parent / "tokenizer.model" for source in recipe.data.mix)]
-    for place in places:
+    local = [source.shards for source in recipe.data.mix if not is_remote(source.shards)]
+    for place in [folder.tokenizer, *(Path(shards).parent / "tokenizer.model" for shards in local)]:
         if place.is_file():
             return Tokenizer(place)
+    for source in recipe.data.mix:
+        if is_remote(source.shards):
+            return Tokenizer(open_store(source.shards, recipe.data.cache).tokenizer())
     raise UserError(f"the tokenizer of {folder.path} is gone: put its tokenizer.model at {folder.tokenizer}")
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data_pipeline.config import PrepareConfig
+from cluster.config import ClusterConfig
+from data_pipeline.recipe import PrepareConfig
 from launcher.arguments import Parser, add_recipe
 from launcher.errors import UserError
 from launcher.explain import comments
@@ -16,15 +19,21 @@ from training.overrides import apply_overrides, read_yaml
 from training.recipe import dump_yaml
 from training.sections import parse_section, to_plain
 
+if TYPE_CHECKING:
+    from data_pipeline.prepare import PrepareResult
+
 
 def parser() -> Parser:
     made = Parser(
         "prepare",
         "Clean, deduplicate and tokenise the corpora of a recipe into shard sets, with a tokenizer.model and a\n"
         "mix.yaml beside them. Takes a file that holds what to prepare, or a recipe with a `prepare:` section.\n"
-        "Any key can be set: --prepare.KEY VALUE.",
+        "Any key can be set: --prepare.KEY VALUE. Works on all cores of this machine, or on a Ray cluster whose nodes\n"
+        "see the sources and the output under the same paths. Stopped or killed, it goes on where it was when the\n"
+        "same command is run again. report.html says what was kept and dropped, and why.",
         "  trestle prepare demo\n"
-        "  trestle prepare corpora.yaml --prepare.output /data/shards --prepare.tokenizer.vocab_size 32768",
+        "  trestle prepare corpora.yaml --prepare.output /data/shards --prepare.tokenizer.vocab_size 32768\n"
+        "  trestle prepare corpora.yaml --cluster.address head:6379",
         takes_overrides=True,
     )
     add_recipe(made)
@@ -33,13 +42,11 @@ def parser() -> Parser:
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     source = find_recipe(arguments.recipe)
-    config = load_prepare(source, overrides)
+    config, cluster = load_prepare(source, overrides)
     if arguments.print_config:
         print(dump_yaml({"prepare": to_plain(config)}, comments({"prepare": PrepareConfig})), end="")
         return 0
-    from data_pipeline.prepare import prepare
-
-    result = prepare(config, lambda line: print(line, flush=True))
+    result = _prepare(config, cluster)
     rows = [
         (made.name, made.documents, size(made.bytes), made.tokens, made.samples)
         for corpus in result.corpora
@@ -52,22 +59,45 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     )
     trains = "model" in read_yaml(source) and not overrides
     with_what = arguments.recipe if trains else f"RECIPE --data {Path(result.output) / 'mix.yaml'}"
+    print(f"report: {Path(result.output) / 'report.html'}")
     print(f"next: trestle train {with_what}")
     return 0
 
 
-def load_prepare(source: Path, overrides: Sequence[str]) -> PrepareConfig:
-    """What to prepare, from a file of its own or a recipe's `prepare:` section. Raises UserError, RecipeError."""
+def _prepare(config: PrepareConfig, cluster: ClusterConfig) -> PrepareResult:
+    """On one core in this process, else over Ray: a private one, or the cluster that `cluster.address` names."""
+    from data_pipeline.prepare import prepare
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    cores = config.workers or len(os.sched_getaffinity(0))
+    if cluster.address is None and cores == 1:
+        return prepare(config, say)
+    from cluster.session import open_session
+    from data_pipeline.prepare.ray_tasks import RayTasks
+
+    with open_session(cluster, cores, on_close=lambda: None):
+        return prepare(config, say, RayTasks(config.workers))
+
+
+def load_prepare(source: Path, overrides: Sequence[str]) -> tuple[PrepareConfig, ClusterConfig]:
+    """What to prepare, from a file of its own or a recipe's `prepare:` section, and where. Raises UserError,
+    RecipeError.
+    """
     document = read_yaml(source if source.is_file() else source / "recipe.yaml")
     section = document if "corpora" in document else document.get("prepare")
     if section is None:
         raise UserError(
             f"{source} says nothing about what to prepare: it has neither `corpora:` nor a `prepare:` section"
         )
-    foreign = next((o for o in overrides if not o.startswith(("--prepare.", "--prepare="))), None)
+    allowed = ("--prepare.", "--prepare=", "--cluster.address", "--cluster.node_address")
+    foreign = next((o for o in overrides if not o.startswith(allowed)), None)
     if foreign is not None:
-        raise UserError(f"trestle prepare takes --prepare.KEY VALUE, not {foreign.partition('=')[0]}")
-    sections = {"prepare": PrepareConfig}
-    return parse_section(
-        PrepareConfig, apply_overrides({"prepare": section}, overrides, sections)["prepare"], "prepare"
-    )
+        given = foreign.partition("=")[0]
+        raise UserError(f"trestle prepare takes --prepare.KEY VALUE and --cluster.address HOST:PORT, not {given}")
+    sections = {"prepare": PrepareConfig, "cluster": ClusterConfig}
+    changed = apply_overrides({"prepare": section, "cluster": {}}, overrides, sections)
+    cluster = parse_section(ClusterConfig, changed["cluster"], "cluster")
+    cluster.check(tensor_parallel=1)
+    return parse_section(PrepareConfig, changed["prepare"], "prepare"), cluster

@@ -13,16 +13,19 @@ from launcher.job import Job, load_job
 from launcher.run_folder import RunFolder
 from launcher.supervise import check_shards, supervise
 from training.metrics.events import EventLog
+from training.recipe import anchor_shards
 
 
 def parser() -> Parser:
     made = Parser(
         "resume",
         "Continue a run from its newest verified checkpoint, with another layout, length, learning rate or other\n"
-        "nodes if asked. What changes is noted in events.jsonl; the former recipe stays as recipe-<n>.yaml.\n\n"
+        "nodes if asked. What changes is noted in events.jsonl; the former recipe stays as recipe-<n>.yaml.\n"
+        "--data.allow-change lets this resume go on with other data; corpora that stay go on where they were.\n\n"
         + changes.help_text(),
         "  trestle resume runs/demo\n"
-        "  trestle resume runs/demo --training.steps 600 --parallel.tensor 2 --cluster.ranks_per_node 4",
+        "  trestle resume runs/demo --training.steps 600 --parallel.tensor 2 --cluster.ranks_per_node 4\n"
+        "  trestle resume runs/demo --data.mix.0.weight 0.5 --data.allow-change",
         takes_overrides=True,
     )
     made.add_argument("run", metavar="RUN", help="a run's folder, such as runs/demo")
@@ -32,7 +35,9 @@ def parser() -> Parser:
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     folder = RunFolder.existing(arguments.run)
-    job = load_job(folder.path, overrides)
+    job = load_job(folder.path, [f"--{changes.PERMISSION}=false", *overrides])
+    if any(override.startswith(("--data.", "--data=")) for override in overrides):
+        anchor_shards(job.recipe)
     found = changes.changes(load_job(folder.path).document(), job.document())
     if arguments.print_config:
         print(job.explained(), end="")
@@ -47,13 +52,13 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def check_newest(folder: RunFolder, job: Job) -> None:
-    """Refuse another model or other data than the newest checkpoint's, before anything is touched or started.
+    """Refuse another model or other data than the newest checkpoint's, before anything is touched or started. Data may
+    be others if data.allow_change says so.
 
     Ranks look again, at the checkpoint that they load. Raises CheckpointMismatch, DataMismatch, UnknownFormat.
     """
-    from data_pipeline.stream import Stream
     from training.checkpoint import Checkpoint, DamagedCheckpoint, candidates
-    from training.continuing import check_continues
+    from training.continuing import check_continues, stream_of
 
     newest = next(iter(candidates(folder.checkpoints)), None)
     if newest is None:
@@ -62,9 +67,7 @@ def check_newest(folder: RunFolder, job: Job) -> None:
         checkpoint = Checkpoint(newest)
     except DamagedCheckpoint:  # the ranks will name it, set it aside and take the one before
         return
-    data = checkpoint.state["data"]
-    stream = Stream(job.recipe.data, job.recipe.run.seed, data["exceptions"] if data else [])
-    check_continues(checkpoint, job.recipe, stream)
+    check_continues(checkpoint, job.recipe, stream_of(job.recipe, checkpoint))
 
 
 def note(folder: RunFolder, job: Job, found: list[changes.Change]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.locations import is_remote
 from launcher.errors import UserError
 from launcher.job import Job
 from launcher.run_folder import RunFolder
@@ -29,7 +30,7 @@ def check_shards(recipe: Recipe, prepare_with: str | None = None) -> Stream:
         raise UserError("data.mix is empty: name shards, such as --data shards/mix.yaml")
     sources = [*recipe.data.mix, *recipe.data.validation]
     for source in sources:
-        if not (Path(source.shards) / "manifest.json").is_file():
+        if not is_remote(source.shards) and not (Path(source.shards) / "manifest.json").is_file():
             make = f"make them with `trestle prepare {prepare_with}`"
             name = "prepare your corpora (see `trestle prepare --help`) and name them with --data shards/mix.yaml"
             raise UserError(f"the shards {source.shards} are not there: {make if prepare_with else name}")
@@ -38,7 +39,7 @@ def check_shards(recipe: Recipe, prepare_with: str | None = None) -> Stream:
     stream = Stream(recipe.data, recipe.run.seed)
     opened: dict[str, Stream | ValidationSet] = {"data.mix": stream}
     if recipe.data.validation:
-        opened["data.validation"] = ValidationSet(recipe.data.validation)
+        opened["data.validation"] = ValidationSet(recipe.data.validation, recipe.data.cache)
     for name, data in opened.items():
         if data.sequence_length != recipe.model.sequence_length:
             raise UserError(

@@ -1,10 +1,11 @@
-"""Causal attention for Megatron Core's spec, dense or locally banded: by torch's scaled-dot-product kernels, or in
-blocks where those are slow.
+"""Causal attention for Megatron Core's spec, dense or locally banded, in whole samples or document by document: by
+torch's scaled-dot-product kernels, or in blocks where those are slow.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,7 +14,10 @@ from megatron.core import tensor_parallel
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from modeling import blockwise_attention
+from modeling import blockwise_attention, document_masks
+
+_kept_band_mask = lru_cache(maxsize=4)(document_masks.band_mask)
+"""One s x s mask for all layers and steps."""
 
 
 class CausalAttention(torch.nn.Module):
@@ -21,7 +25,8 @@ class CausalAttention(torch.nn.Module):
     on a CPU only.
 
     Query `[s, b, heads, d]`, key and value `[t, b, groups, d]`, result `[s, b, heads * d]`. With `band` each position
-    sees itself and the `band - 1` before it.
+    sees itself and the `band - 1` before it. `attention_mask` is None, or what `document_masks.attention_mask` made for
+    the whole model; it replaces the other masks.
     """
 
     def __init__(
@@ -43,15 +48,15 @@ class CausalAttention(torch.nn.Module):
         **_: Any,
     ) -> torch.Tensor:
         s, b, heads, d = query.shape
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        if s == 1 and self.band is not None:
+            key, value = key[-self.band :], value[-self.band :]
+        mask = self._mask(query, key, attention_mask)
         # One new token against a cache: it may see all of it, so that no mask is the causal mask.
-        causal = attn_mask_type != AttnMaskType.no_mask
-        mask = None
-        if self.band is not None and key.shape[0] > self.band:
-            mask, causal = self._band_mask(s, key.shape[0], query.device), False
+        causal = mask is None and attn_mask_type != AttnMaskType.no_mask
         dropping = self.training and self.dropout > 0
-        if causal and not dropping and blockwise_attention.takes(query, key):
-            return blockwise_attention.blockwise_causal_attention(query, key, value)
+        if (causal or mask is not None) and not dropping and blockwise_attention.takes(query, key):
+            return blockwise_attention.blockwise_causal_attention(query, key, value, mask, self.band)
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         grouped = key.shape[2] != heads
         if dropping:
             # Heads are split over the tensor-parallel group: each rank must draw its own mask.
@@ -63,9 +68,14 @@ class CausalAttention(torch.nn.Module):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         return out.permute(2, 0, 1, 3).reshape(s, b, heads * d)
 
-    def _band_mask(self, s: int, t: int, device: torch.device) -> torch.Tensor:
-        """True where position i of the last `s` of `t` positions sees position j: i - band < j <= i."""
-        assert self.band is not None
-        i = torch.arange(t - s, t, device=device)[:, None]
-        j = torch.arange(t, device=device)[None, :]
-        return (j <= i) & (j > i - self.band)
+    def _mask(self, query: torch.Tensor, key: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """What is added to this layer's scores, `[b or 1, 1, s, t]`; None where causal, or nothing, is all there is."""
+        if attention_mask is not None:
+            return attention_mask[:, :1] if self.band is None else attention_mask[:, 1:]
+        s, t = query.shape[0], key.shape[0]
+        if self.band is None or t <= self.band:
+            return None
+        # A compiled graph makes its own; a tensor that is only traced must not be kept for those that are computed.
+        real = type(query) is torch.Tensor and not torch.compiler.is_compiling()
+        make = _kept_band_mask if real else document_masks.band_mask
+        return make(s, t, self.band, query.dtype, query.device)

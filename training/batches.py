@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from data_pipeline.batching import BatchSchedule
+from data_pipeline.document_masks import document_numbers
 from data_pipeline.stream import Batch, Prefetcher, Stream
 
 MicroBatch = dict[str, torch.Tensor]
@@ -25,7 +27,9 @@ class LocalBatch:
 
 
 class Batches:
-    """The batches from sample `samples` on, of which this rank takes slice `index` of `count`."""
+    """The batches from sample `samples` on, of which this rank takes slice `index` of `count`; `eod_id` as in
+    `split`.
+    """
 
     def __init__(
         self,
@@ -38,16 +42,18 @@ class Batches:
         index: int,
         count: int,
         depth: int,
+        eod_id: int | None = None,
     ) -> None:
         self._micro_batch_size = micro_batch_size
         self._device = device
+        self._eod_id = eod_id
         self._sizes = (size for _, size in _requests(schedule, samples))
         self._ahead = Prefetcher(stream, _requests(schedule, samples), index, count, depth)
 
     def __next__(self) -> LocalBatch:
         batch = next(self._ahead)
         return LocalBatch(
-            split(batch, self._micro_batch_size, self._device),
+            split(batch, self._micro_batch_size, self._device, self._eod_id),
             torch.from_numpy(batch.corpus).to(self._device),
             next(self._sizes),
         )
@@ -57,12 +63,20 @@ class Batches:
         self._ahead.close()
 
 
-def split(batch: Batch, micro_batch_size: int, device: torch.device) -> list[MicroBatch]:
-    """`tokens` `[micro_batch_size, s + 1]` each, copied to the device without waiting for it."""
-    tokens = torch.from_numpy(batch.tokens)
-    if device.type == "cuda":
-        tokens = tokens.pin_memory().to(device, non_blocking=True)
-    return [{"tokens": part} for part in tokens.split(micro_batch_size)]
+def split(batch: Batch, micro_batch_size: int, device: torch.device, eod_id: int | None = None) -> list[MicroBatch]:
+    """`tokens` `[micro_batch_size, s + 1]` each, copied to the device without waiting for it.
+
+    With `eod_id`, documents are kept apart: `documents` of the same shape is the number of each token's document.
+    """
+    arrays: dict[str, np.ndarray] = {"tokens": batch.tokens}
+    if eod_id is not None:
+        arrays["documents"] = document_numbers(batch.tokens, eod_id)
+    parts = [_to(device, torch.from_numpy(array)).split(micro_batch_size) for array in arrays.values()]
+    return [dict(zip(arrays, tensors, strict=True)) for tensors in zip(*parts, strict=True)]
+
+
+def _to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _requests(schedule: BatchSchedule, samples: int) -> Iterator[tuple[int, int]]:

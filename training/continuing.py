@@ -6,20 +6,37 @@ from data_pipeline.stream import Stream
 from training.checkpoint import Checkpoint, CheckpointMismatch
 from training.recipe import Recipe, to_document
 
-_FIXED = ("training.precision", *(f"optimizer.{key}" for key in ("betas", "eps", "weight_decay", "clip_grad_norm")))
+_FIXED = (
+    "training.precision",
+    "data.document_masks",
+    *(f"optimizer.{key}" for key in ("betas", "eps", "weight_decay", "clip_grad_norm")),
+)
 """What the moments and the losses so far depend on."""
+
+_OLDER = {"data.document_masks": False}
+"""What a checkpoint was trained with that was written before the key existed."""
 
 
 def _check_arithmetic(checkpoint: Checkpoint, recipe: Recipe) -> None:
     saved, mine = checkpoint.state["recipe"], to_document(recipe)
     for key in _FIXED:
         section, name = key.split(".")
-        before = saved.get(section, {}).get(name)
+        before = saved.get(section, {}).get(name, _OLDER.get(key))
         if before != mine[section][name] and before is not None:
             raise CheckpointMismatch(
                 f"{checkpoint.path} was trained with {key} {before}, and the recipe has {mine[section][name]}; set it "
                 "back, or start a new run"
             )
+
+
+def stream_of(recipe: Recipe, checkpoint: Checkpoint | None) -> Stream:
+    """The recipe's stream, from where the checkpoint's is. Raises DataMismatch for other data than the checkpoint's,
+    unless data.allow_change lets the run go on with them.
+    """
+    data = None if checkpoint is None else checkpoint.state["data"]
+    if data is None:
+        return Stream(recipe.data, recipe.run.seed)
+    return Stream.continuing(recipe.data, recipe.run.seed, data)
 
 
 def check_continues(checkpoint: Checkpoint, recipe: Recipe, stream: Stream) -> None:

@@ -29,9 +29,12 @@ class Tally:
         if not self._knows:
             return
         losses = torch.cat([f["sample_losses"] for f in figures]).to(self._device, torch.float64)
-        self._interval[:, 0].index_add_(0, batch.corpus, losses)
-        self._interval[:, 1].index_add_(0, batch.corpus, torch.ones_like(losses))
-        self._step += torch.stack([losses.sum(), torch.ones_like(losses).sum()])
+        weights = torch.ones_like(losses)
+        if "sample_tokens" in figures[0]:  # samples that do not all predict the same number of tokens
+            weights = torch.cat([f["sample_tokens"] for f in figures]).to(losses)
+        self._interval[:, 0].index_add_(0, batch.corpus, losses * weights)
+        self._interval[:, 1].index_add_(0, batch.corpus, weights)
+        self._step += torch.stack([(losses * weights).sum(), weights.sum()])
 
     def step_loss(self) -> float:
         """Mean loss of the last step over all ranks. Collective, and waits for the device."""

@@ -6,12 +6,12 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 import yaml
 
 from training.errors import RecipeError
-from training.sections import Document, dataclass_in, known_keys, optional, short, unknown_key
+from training.sections import Document, dataclass_in, hints_by_key, known_keys, optional, short, unknown_key
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -69,6 +69,20 @@ def apply_overrides(document: Document, overrides: Sequence[str], sections: Mapp
     return result
 
 
+PERMISSIONS = ("data.allow_change",)
+"""Keys that are true when they are named without a value, and may be written with a hyphen."""
+
+
+def is_permission(key: str) -> bool:
+    """Whether a key, with hyphens or underscores, is one of those."""
+    return key.replace("-", "_") in PERMISSIONS
+
+
+def permission_value(following: list[str]) -> str:
+    """The value of a permission, taken off what follows it on the command line if it stands there."""
+    return following.pop(0) if following and following[0].lower() in ("true", "false") else "true"
+
+
 def split_overrides(overrides: Sequence[str]) -> list[tuple[str, str]]:
     """(dotted key, text) of each override. Raises RecipeError for a word that is none, or one without its value."""
     pairs, rest = [], list(overrides)
@@ -77,7 +91,10 @@ def split_overrides(overrides: Sequence[str]) -> list[tuple[str, str]]:
         key, equals, text = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not key:
             raise RecipeError(f"{word!r} is no override; write --section.key value, such as --optimizer.lr 3e-4")
-        if not equals:
+        if is_permission(key):
+            key = key.replace("-", "_")
+            text = text if equals else permission_value(rest)
+        elif not equals:
             if not rest or rest[0].startswith("--"):
                 raise RecipeError(f"--{key} has no value; write --{key} VALUE")
             text = rest.pop(0)
@@ -102,8 +119,10 @@ def _set(owner: Any, slot: Any, path: list[str], hint: Any, key: str, text: str,
         if not name.isdigit() or int(name) >= len(old):
             raise RecipeError(f"{key}: {name} is no element of a list of {len(old)}; count from 0")
         _set(old, int(name), rest, inner or (get_args(hint) or (str,))[0], key, text, known)
-    elif isinstance(old, dict) and inner and name in get_type_hints(inner):
-        _set(old, name, rest, get_type_hints(inner)[name], key, text, known)
+    elif isinstance(old, dict) and inner and name in hints_by_key(inner):
+        _set(old, name, rest, hints_by_key(inner)[name], key, text, known)
+    elif isinstance(old, dict) and get_origin(hint) is dict and not rest:
+        old[name] = _read_text(text, get_args(hint)[1], key)
     else:
         raise unknown_key(key, known)
 
@@ -114,6 +133,6 @@ def _read_text(text: str, hint: Any, key: str) -> Any:
         return None
     if dataclasses.is_dataclass(hint) and not text.lstrip().startswith("{"):
         return read_yaml(Path(text))
-    if dataclass_in(hint) or get_origin(hint) in (list, tuple):
+    if dataclass_in(hint) or get_origin(hint) in (list, tuple, dict):
         return _load(text, f"the value of --{key}")
     return text

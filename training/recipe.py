@@ -17,6 +17,7 @@ import yaml
 from data_pipeline.batching import BatchConfig, BatchSchedule, Duration
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import BadConfig
+from data_pipeline.locations import anchored
 from modeling.errors import ModelError
 from modeling.registry import FAMILIES, Family, family, family_of_preset
 from training.config import CheckpointConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainingConfig
@@ -96,9 +97,11 @@ def known_recipe_keys(foreign: Mapping[str, type]) -> list[str]:
 
 
 def anchor_shards(recipe: Recipe) -> None:
-    """Make the shards' folders absolute, so that the run can be resumed and evaluated from anywhere."""
+    """Make the folders of data absolute, so that the run can be resumed and evaluated from anywhere."""
     for source in [*recipe.data.mix, *recipe.data.validation]:
-        source.shards = str(Path(source.shards).absolute())
+        source.shards = anchored(source.shards)
+    if recipe.data.cache.directory is not None:
+        recipe.data.cache.directory = str(Path(recipe.data.cache.directory).absolute())
 
 
 def to_document(recipe: Recipe) -> Document:

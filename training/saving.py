@@ -53,11 +53,23 @@ class RunCheckpoints:
         """Copy the state and write it beside the training. A failure is reported, and training goes on: see
         `finish`.
         """
+        self._share_damage(stream, recipe)
         try:
             stall = self._writer.save(position.step, engine.pieces(), state_of(engine, position, stream, recipe))
             _log.info("checkpoint of step %d: copied in %.3f s", position.step, stall)
         except SaveFailed as failure:
             self._report(failure)
+
+    def _share_damage(self, stream: Stream, recipe: Recipe) -> None:
+        """What any rank has found damaged in the data, every rank replaces from here on; it is told once."""
+        if recipe.data.on_damaged != "substitute":
+            return
+        everyone: list[list[dict[str, Any]]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyone, stream.found_damage())
+        for one in stream.substitute([entry for found in everyone for entry in found]):
+            if self.rank == 0:
+                print(f"trestle: {one['reason']}; other samples of {one['corpus']} are read in its place", flush=True)
+            self._note("substituted", corpus=one["corpus"], member=one["member"], reason=one["reason"])
 
     def poll(self) -> None:
         """Say that a checkpoint is in place, or has failed, as soon as it is known; never waits."""

@@ -1,7 +1,8 @@
 """A section of a recipe: from plain YAML values and dotted overrides to a typed dataclass, through jsonargparse.
 
 jsonargparse decides what a value of each type may look like; this module adds what a user needs when it says no: the
-key, the value, what would fit, and for an unknown key the nearest known one.
+key, the value, what would fit, and for an unknown key the nearest known one. A field whose key is no name in Python
+has the key in its metadata: `from_: str = field(metadata={"key": "from"})`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def parse_section(cls: type[T], document: object, key: str, known: Sequence[str]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, "section")  # type: ignore[arg-type]
     try:
-        return parser.instantiate(parser.parse_object({"section": copy.deepcopy(document or {})})).section
+        return parser.instantiate(parser.parse_object({"section": _by_field_name(cls, document or {})})).section
     except ArgumentError as error:
         for leaf, hint, value in leaves:
             if not _fits(hint, value):
@@ -44,10 +45,31 @@ def known_keys(sections: Mapping[str, type]) -> list[str]:
     keys = []
     for name, cls in sections.items():
         keys.append(name)
-        for field, hint in get_type_hints(cls).items():
+        for field, hint in hints_by_key(cls).items():
             inner = dataclass_in(hint)
             keys.extend(known_keys({f"{name}.{field}": inner}) if inner else [f"{name}.{field}"])
     return keys
+
+
+def hints_by_key(cls: type) -> dict[str, Any]:
+    """The keys of a dataclass, as they are written, with their types."""
+    hints = get_type_hints(cls)
+    return {_key(field): hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _key(field: dataclasses.Field[Any]) -> str:
+    return str(field.metadata.get("key", field.name))
+
+
+def _by_field_name(hint: Any, value: Any) -> Any:
+    """A copy of a document with each key replaced by the name of its field."""
+    inner = dataclass_in(hint)
+    if inner is None or not isinstance(value, (dict, list)):
+        return copy.deepcopy(value)
+    if isinstance(value, list):
+        return [_by_field_name(inner, element) for element in value]
+    fields, hints = {_key(field): field.name for field in dataclasses.fields(inner)}, get_type_hints(inner)
+    return {fields[key]: _by_field_name(hints[fields[key]], element) for key, element in value.items()}
 
 
 def unknown_key(key: str, known: Sequence[str]) -> RecipeError:
@@ -71,18 +93,19 @@ def unknown_key(key: str, known: Sequence[str]) -> RecipeError:
 def _leaves(cls: type, document: object, key: str, known: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:
     """(key, type, value) of every plain value below a section. Raises RecipeError for unknown, null or missing keys."""
     if not isinstance(document, dict):
-        raise RecipeError(f"{key} is {short(document)}; it must be a mapping with {', '.join(get_type_hints(cls))}")
-    hints = get_type_hints(cls)
+        raise RecipeError(f"{key} is {short(document)}; it must be a mapping with {', '.join(hints_by_key(cls))}")
+    hints = hints_by_key(cls)
     for name in document:
         if name not in hints:
             raise unknown_key(f"{key}.{name}", known)
     for field in dataclasses.fields(cls):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if field.name not in document:
+        name = _key(field)
+        if name not in document:
             if required:
-                raise RecipeError(f"{key}.{field.name} is missing; it must be {expected(hints[field.name])}")
+                raise RecipeError(f"{key}.{name} is missing; it must be {expected(hints[name])}")
             continue
-        yield from _leaves_of_value(hints[field.name], document[field.name], f"{key}.{field.name}", known)
+        yield from _leaves_of_value(hints[name], document[name], f"{key}.{name}", known)
 
 
 def _leaves_of_value(hint: Any, value: Any, key: str, known: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:
@@ -143,8 +166,10 @@ def expected(hint: Any) -> str:
         return f"a list of {len(get_args(hint))}: " + ", ".join(expected(a) for a in get_args(hint))
     if origin is list:
         return f"a list, each element {expected(get_args(hint)[0])}"
+    if origin is dict:
+        return f"a mapping from names to values, each {expected(get_args(hint)[1])}"
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return "a mapping with " + ", ".join(get_type_hints(hint))
+        return "a mapping with " + ", ".join(hints_by_key(hint))
     return _WORDS.get(hint, str(hint))
 
 
@@ -157,7 +182,7 @@ def short(value: object) -> str:
 def to_plain(section: Any) -> Any:
     """A dataclass as the plain values that YAML holds: the inverse of `parse_section`."""
     if dataclasses.is_dataclass(section) and not isinstance(section, type):
-        return {f.name: to_plain(getattr(section, f.name)) for f in dataclasses.fields(section)}
+        return {_key(f): to_plain(getattr(section, f.name)) for f in dataclasses.fields(section)}
     if isinstance(section, (list, tuple)):
         return [to_plain(element) for element in section]
-    return section
+    return dict(section) if isinstance(section, dict) else section

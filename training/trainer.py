@@ -67,7 +67,12 @@ class Trainer:
             self.recorder = Recorder(parts.folder, checkpoint.step if checkpoint is not None else None)
             self._write_texts()
         self.validator = self._validator()
-        self.sampler = Sampler(self.engine, self.stream.tokenizer(), recipe.training.sample_prompt)
+        self.sampler = Sampler(
+            self.engine,
+            self.stream.tokenizer(),
+            recipe.training.sample_prompt,
+            document_masks=recipe.data.document_masks,
+        )
         self._batches: Batches | None = None
         self._flops = parts.family.flops_per_token(recipe.model)
         self._restarts = sum(1 for e in read_events(parts.folder / "events.jsonl") if e["event"] == "restarted")
@@ -255,6 +260,7 @@ class Trainer:
                 index=here.data,
                 count=here.data_size,
                 depth=self.recipe.data.prefetch,
+                eod_id=self._eod_id(),
             )
         return self._batches
 
@@ -315,7 +321,13 @@ class Trainer:
             samples=recipe.training.validation_samples,
             rounds=recipe.parallel.pipeline if interleaved else 1,
             alive=lambda: self.parts.heartbeat.beat(self.position.step),
+            eod_id=self._eod_id(),
+            cache=recipe.data.cache,
         )
+
+    def _eod_id(self) -> int | None:
+        """The token that ends documents, where they are kept apart."""
+        return self.stream.tokenizer().eod_id if self.recipe.data.document_masks else None
 
     def _write_texts(self) -> None:
         assert self.recorder is not None

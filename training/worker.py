@@ -24,6 +24,7 @@ from modeling.execution import Execution
 from modeling.layout import Layout
 from modeling.registry import family
 from training.checkpoint import Checkpoint
+from training.continuing import stream_of
 from training.engine import Engine, start_engine
 from training.errors import RecipeError, TrainingError
 from training.metrics import EventLog
@@ -80,6 +81,9 @@ def train_in_group(
     if environment.rank == 0 and checkpoint is not None:
         parts.events.write("resumed", step=checkpoint.step, attempt=environment.attempt)
         print(f"resuming from step {checkpoint.step}", flush=True)
+        if parts.stream.changed is not None:
+            parts.events.write("data_changed", step=checkpoint.step, difference=parts.stream.changed)
+            print(f"from here on other data are read: {parts.stream.changed}", flush=True)
     finished = trainer.run()
     engine.close()
     dist.barrier()
@@ -131,8 +135,7 @@ def _assemble(
     events = EventLog(folder / "events.jsonl")
     checkpoints = RunCheckpoints(folder, recipe.checkpoint, events)
     checkpoint = checkpoints.resume_point()
-    data = None if checkpoint is None else checkpoint.state["data"]
-    stream = Stream(recipe.data, recipe.run.seed, data["exceptions"] if data else [])
+    stream = stream_of(recipe, checkpoint)
     parts = Parts(
         recipe=recipe,
         folder=folder,

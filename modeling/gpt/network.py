@@ -21,6 +21,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from modeling import document_masks
 from modeling.attention import CausalAttention
 from modeling.cross_entropy import linear_cross_entropy
 from modeling.execution import Execution
@@ -38,7 +39,8 @@ class GPT(GPTModel):
 
     Called with tokens `[b, s]`, positions `[b, s]` and labels `[b, s]` it returns, on the last stage, each token's
     loss in nats `[b, s]` (fp32); without labels the logits `[b, s, vocab]`, or with an inference context those of the
-    last position `[b, 1, vocab]`; on other stages the hidden states `[s, b, h]`.
+    last position `[b, 1, vocab]`; on other stages the hidden states `[s, b, h]`. With `documents` `[b, s]`, the number
+    of each token's document, attention does not cross their borders.
     """
 
     def __init__(self, gpt: GPTConfig, execution: Execution, *, chunk: int | None) -> None:
@@ -69,6 +71,22 @@ class GPT(GPTModel):
             self.embedding.word_embeddings.weight.shared_embedding = tied_over_stages
         elif self.post_process and tied_over_stages:
             self.output_layer.weight.shared_embedding = True
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        documents: torch.Tensor | None = None,
+        **others: Any,
+    ) -> torch.Tensor:
+        if documents is not None:
+            # Once for all layers, which Megatron Core hands it to, recomputed ones as well.
+            band = next((band for band in self.gpt.band_of_layer() if band is not None), None)
+            attention_mask = document_masks.attention_mask(documents, band, self.config.params_dtype)
+        output: torch.Tensor = super().forward(tokens, positions, attention_mask, **others)
+        return output
 
     def _postprocess(
         self,

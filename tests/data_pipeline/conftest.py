@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from data_pipeline.config import CorpusConfig, DataConfig, PrepareConfig, ShardSource, TokenizerConfig
+from data_pipeline.config import DataConfig, ShardSource
 from data_pipeline.prepare import PrepareResult, prepare
+from data_pipeline.recipe import CorpusConfig, PrepareConfig, TokenizerConfig
 
 # A busy machine is no failed property.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

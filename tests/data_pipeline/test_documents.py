@@ -1,150 +1,73 @@
-"""Files → documents → kept documents."""
+"""Documents on their way: tallies that can be merged, files that give back what was written, what is held out."""
 
 from __future__ import annotations
 
-import gzip
+import itertools
 import json
-import os
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
-import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.cleaning import Deduplicator, clean, clean_text, is_held_out
-from data_pipeline.config import CorpusConfig
-from data_pipeline.errors import BadConfig, BadCorpus
-from data_pipeline.heldout import overlaps
-from data_pipeline.readers import Document, Funnel, find_files, read_documents
+from data_pipeline.document_file import DocumentWriter, read_batches, read_documents
+from data_pipeline.documents import EXAMPLES, Document, Tally, logarithmic_bin
+from data_pipeline.heldout import found_shingles, is_held_out, known_shingles, overlap
 
-TEXTS = ["first text", "second\ntext with ümlaut", "third 漢字"]
+DROPS = st.lists(st.tuples(st.sampled_from(["a: x", "b: y"]), st.text(max_size=5), st.text(max_size=20)), max_size=60)
 
 
-def corpus(*sources: object, **changes: str) -> CorpusConfig:
-    return CorpusConfig("c", [str(source) for source in sources], **changes)  # type: ignore[arg-type]
+def tally_of(drops: list[tuple[str, str, str]]) -> Tally:
+    tally = Tally()
+    tally.files += 1
+    for reason, source, text in drops:
+        tally.drop(reason, source, text)
+        tally.observe("length", logarithmic_bin(len(text)))
+    tally.keep("read", Document("naïve", "here"))
+    return tally
 
 
-def texts(config: CorpusConfig, funnel: Funnel | None = None) -> list[str]:
-    return [document.text for document in read_documents(config, funnel or Funnel())]
+@given(one=DROPS, other=DROPS)
+def test_tallies_of_parts_merge_to_the_tally_of_the_whole(
+    one: list[tuple[str, str, str]], other: list[tuple[str, str, str]]
+) -> None:
+    merged, reverse, whole = tally_of(one), tally_of(other), tally_of([*one, *other])
+    merged.merge(Tally.from_json(json.loads(json.dumps(tally_of(other).to_json()))))
+    reverse.merge(tally_of(one))
+    whole.files, whole.kept = 2, {"read": [2, 12]}
+    assert merged.to_json() == reverse.to_json() == whole.to_json()
+    assert all(len(drop.examples) <= EXAMPLES for drop in merged.dropped.values())
 
 
-def json_lines(field: str = "text") -> bytes:
-    return "".join(json.dumps({field: text, "n": 1}, ensure_ascii=False) + "\n" for text in TEXTS).encode()
+def test_a_tally_reads_as_one_line() -> None:
+    line = str(tally_of([("clean: empty", "blank.txt", "")]))
+    assert line == "1 files, 1 documents read, 1 kept; dropped: 1 clean: empty (blank.txt)"
 
 
-def test_every_format_gives_the_same_documents(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(json_lines())
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(json_lines()))
-    (tmp_path / "c.jsonl.zst").write_bytes(
-        zstandard.compress(json_lines()[:30]) + zstandard.compress(json_lines()[30:])
-    )
-    pyarrow.parquet.write_table(pyarrow.table({"n": [1, 2, 3], "text": TEXTS}), tmp_path / "d.parquet")
-    for path in tmp_path.iterdir():
-        assert texts(corpus(path)) == TEXTS
-    assert texts(corpus(tmp_path)) == TEXTS * 4
-    folder = tmp_path / "folder" / "inner"
-    folder.mkdir(parents=True)
-    for number, text in enumerate(TEXTS):
-        (folder / f"{number}.txt").write_text(text)
-    (folder / "3.gz").write_bytes(gzip.compress(b"zipped"))
-    assert texts(corpus(tmp_path / "folder")) == [*TEXTS, "zipped"]
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=20))
+def test_documents_come_back_from_their_file(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("documents") / "documents.arrow"
+    with DocumentWriter(path) as writer:
+        for number, text in enumerate(texts):
+            writer.append(text, f"source {number}")
+    assert (writer.documents, writer.bytes) == (len(texts), sum(len(text.encode()) for text in texts))
+    documents = list(read_documents(path))
+    assert [document.text for document in documents] == texts
+    assert [document.source for document in documents] == [f"source {number}" for number in range(len(texts))]
 
 
-def test_another_text_field(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(json_lines("body"))
-    pyarrow.parquet.write_table(pyarrow.table({"body": TEXTS}), tmp_path / "b.parquet")
-    assert texts(corpus(tmp_path, text_field="body")) == TEXTS * 2
-    funnel = Funnel()
-    assert texts(corpus(tmp_path / "a.jsonl"), funnel) == []
-    assert funnel.dropped == {'without a text field "text"': 3}
-    with pytest.raises(BadCorpus, match=r'b\.parquet has no column "text" but body'):
-        texts(corpus(tmp_path / "b.parquet"))
-
-
-def test_files_come_once_in_a_fixed_order_and_can_be_excluded(tmp_path: Path) -> None:
-    for name in ("b.md", "a.md", "skip/c.md", "d.rst"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(name)
-    config = corpus(tmp_path / "*.md", tmp_path / "**/*.md", tmp_path / "nothing/*.md")
-    assert texts(config) == ["a.md", "b.md", "skip/c.md"]
-    config.exclude = ["*/skip/*"]
-    assert texts(config) == ["a.md", "b.md"]
-
-
-def test_placeholders_find_the_running_python() -> None:
-    assert any(path.endswith("json/decoder.py") for path in find_files(corpus("{stdlib}/json/*.py")))
-    assert find_files(corpus("{site_packages}/*.dist-info/METADATA"))
-    with pytest.raises(BadConfig, match=r"only \{stdlib\} and \{site_packages\}"):
-        find_files(corpus("{home}/*"))
-    with pytest.raises(BadCorpus, match="no file matches /nothing/here"):
-        find_files(corpus("/nothing/here"))
-
-
-def test_what_cannot_be_read_is_counted_and_named(tmp_path: Path) -> None:
-    (tmp_path / "good.txt").write_text("good")
-    (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
-    os.symlink("nowhere", tmp_path / "gone.txt")
-    (tmp_path / "lines.jsonl").write_bytes(
-        b'{"text": "\xff"}\n{"text": \n{"text": "\\ud800"}\n["x"]\n\n{"text": "fine"}'
-    )
-    funnel = Funnel()
-    assert texts(corpus(tmp_path), funnel) == ["good", "fine"]
-    assert funnel.dropped == {
-        "invalid UTF-8": 3,
-        "unreadable": 1,
-        "broken JSON": 1,
-        'without a text field "text"': 1,
-    }
-    assert funnel.examples["unreadable"] == [f"{tmp_path}/gone.txt: No such file or directory"]
-    assert funnel.examples["invalid UTF-8"] == [
-        f"{tmp_path}/{n}" for n in ("latin.txt", "lines.jsonl:1", "lines.jsonl:3")
-    ]
-    assert (funnel.files, funnel.read) == (4, 2)
-    assert "\n" not in str(funnel) and "gone.txt" in str(funnel)
-
-
-@pytest.mark.parametrize("kind", ["gz", "zst", "parquet", "not gz", "not parquet"])
-def test_a_file_that_breaks_off_is_named(tmp_path: Path, kind: str) -> None:
-    long = json_lines() * 2000
-    path = tmp_path / {"gz": "a.jsonl.gz", "zst": "a.jsonl.zst", "not gz": "a.gz"}.get(kind, "a.parquet")
-    if kind == "parquet":
-        pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS * 100}), path)
-        content = path.read_bytes()
-    else:
-        content = {"gz": gzip.compress(long), "zst": zstandard.compress(long)}.get(kind, long)
-    path.write_bytes(content if kind.startswith("not") else content[: len(content) * 2 // 3])
-    with pytest.raises(BadCorpus) as error:
-        texts(corpus(path))
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
-
-
-def test_cleaning_by_example() -> None:
-    dirty = "\ufeff\n\n\tCafe\u0301  \r\nline\x07 two \u00a0\rthree\x0c\n\n\n\n\n\nfour\t\n\n"
-    assert clean_text(dirty) == "\tCafé\nline two\nthree\n\n\nfour\n"
-    assert clean_text(" \n\t\x01\r\n") == ""
-
-
-@given(
-    st.text(alphabet=st.sampled_from(" \t\n\r\x00\x07\x85\u2028\ufeffabe\u0301\u0327éfi\u00a0"), max_size=40)
-    | st.text()
-)
-def test_cleaning_twice_is_cleaning_once(text: str) -> None:
-    once = clean_text(text)
-    assert clean_text(once) == once
-    assert "\r" not in once and "\n\n\n\n" not in once and (not once or once.endswith("\n"))
-
-
-def test_stages_work_on_a_list_and_give_reasons() -> None:
-    funnel = Funnel()
-    documents = [Document(text, str(n)) for n, text in enumerate(["A b\n", "a  B", "\0ELF", " ", "c"])]
-    kept = list(Deduplicator()(clean(documents, funnel), funnel))
-    assert [document.source for document in kept] == ["0", "4"]
-    assert funnel.dropped == {"duplicate": 1, "binary": 1, "empty": 1}
+def test_large_files_come_in_batches_with_their_bytes(tmp_path: Path) -> None:
+    text = "ümlaut " * 200_000
+    with DocumentWriter(tmp_path / "documents.arrow") as writer:
+        for number in range(12):
+            writer.append(f"{number} {text}", "here")
+    batches = list(read_batches(tmp_path / "documents.arrow"))
+    assert len(batches) == 2 and [batch.first for batch in batches][1] == len(batches[0])
+    for batch in batches:
+        data, starts = batch.utf8()
+        again = [bytes(data[a:b]).decode() for a, b in itertools.pairwise(starts)]
+        assert again == batch.texts
 
 
 def test_equal_texts_are_held_out_together_and_in_proportion() -> None:
@@ -164,6 +87,10 @@ def test_overlap_is_the_share_of_shared_shingles() -> None:
         " ".join(reversed(words[:100])),  # the same words in another order
     ]
     training = [" ".join(words).upper(), "something else entirely"]
-    shares = overlaps(held_out, training)
-    assert shares[:3].tolist() == [1.0, 51 / 94, 0.0] and np.isnan(shares[3]) and shares[4] == 0.0
-    assert overlaps([], training).tolist() == []
+    known = known_shingles(held_out)
+    found = found_shingles(known, training)
+    shares = [overlap(text, known, found) for text in held_out]
+    assert shares[:3] == [1.0, 51 / 94, 0.0] and np.isnan(shares[3]) and shares[4] == 0.0
+    parts = found_shingles(known, training[:1]) | found_shingles(known, training[1:])
+    assert np.array_equal(parts, found)
+    assert len(known_shingles([])) == 0

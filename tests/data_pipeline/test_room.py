@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from data_pipeline.batching import BatchConfig, RampConfig
-from data_pipeline.config import DataConfig, PrepareConfig, ShardSource
+from data_pipeline.config import DataConfig, ShardSource
 from data_pipeline.errors import BadConfig, BadCorpus, BadShards, BadTokenizer, DamagedShard, DataMismatch, UserError
+from data_pipeline.recipe import PrepareConfig
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = """

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.config import TokenizerConfig
 from data_pipeline.errors import BadTokenizer
+from data_pipeline.recipe import TokenizerConfig
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer_training import train
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline.config import CorpusConfig, PrepareConfig, TokenizerConfig
+from data_pipeline.recipe import CorpusConfig, PrepareConfig, TokenizerConfig
 from data_pipeline.prepare import prepare
 from tests.distributed.launch import run
 from training.checkpoint import Checkpoint, candidates

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from data_pipeline.config import TokenizerConfig
+from data_pipeline.recipe import TokenizerConfig
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizer_training import train
 from launcher.errors import EnvironmentFailure, UserError

@@ -59,6 +59,7 @@ def test_change_that_continues_the_run_is_allowed(run: RunFolder, key: str, valu
         ("run.seed", "8", "7 -> 8): initial weights, dropout and the order of the data come from it"),
         ("run.name", "other", "move or rename the folder instead"),
         ("training.precision", "bf16", "the losses would no longer be those of this run"),
+        ("data.document_masks", "true", "the losses would no longer be those of this run"),
         ("optimizer.betas", "[0.8, 0.9]", "the moments in the checkpoint were made with the old value"),
         ("optimizer.weight_decay", "0.2", "the moments in the checkpoint"),
     ],

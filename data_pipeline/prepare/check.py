@@ -1,0 +1,73 @@
+"""Refuses a recipe that cannot work, before anything is read."""
+
+from __future__ import annotations
+
+import re
+
+from data_pipeline.batching import Duration
+from data_pipeline.errors import BadConfig
+from data_pipeline.prepare.selecting import held_out_fraction
+from data_pipeline.recipe import LATER_STAGES, CorpusConfig, PrepareConfig
+
+
+def check(config: PrepareConfig) -> None:
+    """Raises BadConfig, naming the corpus and the key."""
+    if not config.corpora:
+        raise BadConfig("corpora is empty: name at least one")
+    names = [corpus.name for corpus in config.corpora]
+    for corpus in config.corpora:
+        if names.count(corpus.name) > 1:
+            raise BadConfig(f"two corpora are named {corpus.name}")
+        _check_corpus(config, corpus)
+    for key, named in (("priority", config.priority), ("quality.curated", config.quality.curated)):
+        unknown = next((name for name in named if name not in names), None)
+        if unknown is not None:
+            raise BadConfig(f'{key} names "{unknown}", but the corpora are {", ".join(names)}')
+    _check_later_stages(config)
+    for name in ("sequence_length", "part_bytes", "max_document_bytes"):
+        if getattr(config, name) < 1:
+            raise BadConfig(f"{name} is {getattr(config, name)}, it must be at least 1")
+    if config.workers < 0:
+        raise BadConfig(f"workers is {config.workers}, it must be at least 0 (0: every core)")
+    training_tokens(config)
+
+
+def training_tokens(config: PrepareConfig) -> int:
+    """Tokens of the training that the report reckons with. Raises BadConfig."""
+    text = config.training_tokens
+    tokens = Duration.parse(text if "token" in text else f"{text} tokens").tokens
+    assert tokens is not None
+    return tokens
+
+
+def _check_corpus(config: PrepareConfig, corpus: CorpusConfig) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", corpus.name) or corpus.name.endswith("-validation"):
+        allowed = "use letters, digits, dots, - and _, and no ending -validation"
+        raise BadConfig(f'corpus name "{corpus.name}": {allowed}')
+    if not corpus.weight > 0:
+        raise BadConfig(f"corpus {corpus.name}: weight is {corpus.weight}, it must be positive")
+    if not 0 <= held_out_fraction(config, corpus) < 1:
+        raise BadConfig(f"corpus {corpus.name}: validation_fraction must be at least 0 and less than 1")
+    later = [stage for stage in corpus.stages if stage in LATER_STAGES]
+    if corpus.stages[len(corpus.stages) - len(later) :] != sorted(later, key=LATER_STAGES.index):
+        raise BadConfig(
+            f"corpus {corpus.name}: the stages {', '.join(LATER_STAGES)} come last and in this order, not "
+            f"{', '.join(corpus.stages)}"
+        )
+    twice = next((stage for stage in corpus.stages if corpus.stages.count(stage) > 1), None)
+    if twice is not None:
+        raise BadConfig(f"corpus {corpus.name}: the stage {twice} is there twice")
+    if "fuzzy_deduplicate" in corpus.stages and "deduplicate" not in corpus.stages:
+        raise BadConfig(f"corpus {corpus.name}: fuzzy_deduplicate needs the stage deduplicate before it")
+
+
+def _check_later_stages(config: PrepareConfig) -> None:
+    filtered = [corpus.name for corpus in config.corpora if "quality" in corpus.stages]
+    if filtered and not config.quality.curated:
+        raise BadConfig(f"corpus {filtered[0]} has the stage quality: name the curated corpora in quality.curated")
+    both = next((name for name in filtered if name in config.quality.curated), None)
+    if both is not None:
+        raise BadConfig(f"corpus {both} is in quality.curated, so it cannot have the stage quality itself")
+    cleaned = next((corpus.name for corpus in config.corpora if "decontaminate" in corpus.stages), None)
+    if cleaned is not None and not config.decontaminate.evaluation_sets:
+        raise BadConfig(f"corpus {cleaned} has the stage decontaminate: name files in decontaminate.evaluation_sets")
