@@ -114,9 +114,9 @@ class EvaluationGrams:
                 lengths, starts, hashes = arrays["lengths"], arrays["starts"], arrays["hashes"]
         except _UNREADABLE as error:
             raise EnvironmentFailure(f"{path} holds no n-grams or is damaged ({error}): make it again") from error
-        types = [lengths.dtype == np.int64, starts.dtype == np.int64, hashes.dtype == np.uint64]
-        sizes = [len(starts) == len(lengths) + 1, starts[-1] == len(hashes), np.all(np.diff(starts) > 0)]
-        if not all(types + sizes):
+        types = [array.dtype.name for array in (lengths, starts, hashes)]
+        fit = types == ["int64", "int64", "uint64"] and lengths.shape == (len(starts) - 1,)
+        if not (fit and starts[-1] == len(hashes) and np.all(np.diff(starts) > 0)):
             raise EnvironmentFailure(f"{path} holds no n-grams or is damaged: make it again")
         return cls(lengths, starts, hashes)
 

@@ -142,7 +142,7 @@ def keep_probability(scores: NDArray[np.float64], alpha: float) -> NDArray[np.fl
 def pareto_draws(keys: NDArray[np.uint64], seed: int, alpha: float) -> NDArray[np.float64]:
     """One draw for each key, distributed as `numpy.random.pareto(alpha)` (Lomax); a function of key and seed alone."""
     mixed = _finalise(_finalise(keys + np.uint64(derive_key(seed, "pareto"))) + _GOLDEN)
-    uniform: NDArray[np.float64] = (mixed >> np.uint64(11)) * 2.0**-53
+    uniform = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
     draws: NDArray[np.float64] = (1.0 - uniform) ** (-1.0 / alpha) - 1.0
     return draws
 

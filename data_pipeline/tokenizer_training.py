@@ -55,6 +55,7 @@ def train(texts: Iterable[str], config: TokenizerConfig) -> bytes:
             seed_sentencepiece_size=_SEEDS_PER_TOKEN * config.vocab_size,
             shrinking_factor=0.6,
             character_coverage=0.9995,
+            required_chars=SPACE_MARK,  # a text without a space must not leave the tokenizer without one
             max_sentence_length=8 * _SENTENCE_CHARACTERS,
             unk_id=0,
             eos_id=1,

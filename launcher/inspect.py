@@ -27,8 +27,8 @@ def parser() -> Parser:
     made = Parser(
         "inspect",
         "Show what is in a run's folder (figures, checkpoints and their health), a checkpoint (its tensors),\n"
-        "a shard set in a folder or behind a URL, or a mix.yaml (how often each corpus is read, also by sizes that are\n"
-        "only declared). Files are checked against their checksums; a damaged one makes the exit code 1.",
+        "a shard set in a folder or behind a URL, or a mix.yaml (how often each corpus is read, by sizes that may be\n"
+        "declared only). Files are checked against their checksums; a damaged one makes the exit code 1.",
         "  trestle inspect runs/demo\n"
         "  trestle inspect runs/demo/checkpoints/step-00000300\n"
         "  trestle inspect shards/mix.yaml --tokens 300B\n"

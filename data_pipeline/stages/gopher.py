@@ -95,10 +95,10 @@ class _Rules:
             return f"more than {config.max_symbols_per_word:g} ellipses a word"
         lines = [line for line in document_lines(text) if line]
         bullets = sum([line.startswith(self.bullets) for line in lines])
-        if bullets > config.max_bullet_lines * len(lines):
+        if bullets / max(1, len(lines)) > config.max_bullet_lines:
             return f"more than {config.max_bullet_lines:g} of the lines start with a bullet"
         ellipses = sum([line.endswith(_ELLIPSES) for line in lines])
-        if ellipses > config.max_ellipsis_lines * len(lines):
+        if ellipses / max(1, len(lines)) > config.max_ellipsis_lines:
             return f"more than {config.max_ellipsis_lines:g} of the lines end with an ellipsis"
         if words.with_letter / count < config.min_words_with_letter:
             return f"less than {config.min_words_with_letter:g} of the words contain a letter"

@@ -28,10 +28,10 @@ _EMAIL = re.compile(rf"(?<![{_LOCAL}])[{_LOCAL}]{{1,64}}@(?:[{_LABEL}]{{1,63}}\.
 # These begin with plain sets of characters, which are quick to look for; what may not stand before one is looked for
 # once it is found.
 _IPV4 = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![\w-])(?!\.[0-9])")
-_NOT_BEFORE_IPV4 = re.compile(r"[\w.]$|\w[/-]$|version $", re.IGNORECASE)
+_NOT_BEFORE_IPV4 = re.compile(r"(?:[\w.]|\w[/-]|version )\Z", re.IGNORECASE)
 #: In 2000::/3, where all public ones are, with the first two groups written out.
 _IPV6 = re.compile(r"[23][0-9A-Fa-f]{3}:[0-9A-Fa-f]{1,4}:[0-9A-Fa-f:]{0,30}[0-9A-Fa-f:](?<!(?<!:):)(?!\w)")
-_NOT_BEFORE_IPV6 = re.compile(r"[\w.:]$")
+_NOT_BEFORE_IPV6 = re.compile(r"[\w.:]\Z")
 
 #: What every phone number below contains.
 _NINE_DIGITS = re.compile(r"[+(0-9](?:[ \xa0.()/-]{0,3}[0-9]){8}")

@@ -115,7 +115,8 @@ def _duplicates(pieces: Sequence[str]) -> tuple[float, float]:
     if len(distinct) == len(pieces):
         return 0.0, 0.0
     characters = sum(map(len, pieces))
-    return 1 - len(distinct) / len(pieces), 1 - sum(map(len, distinct)) / characters
+    # Whole numbers are divided once, so that exactly 3 in 10 is not above 0.3.
+    return (len(pieces) - len(distinct)) / len(pieces), (characters - sum(map(len, distinct))) / characters
 
 
 def _first_above(fractions: Iterable[float], limits: Iterable[tuple[float, str]]) -> str | None:

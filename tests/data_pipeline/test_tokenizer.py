@@ -114,3 +114,11 @@ def test_a_model_that_changes_text_is_refused(tmp_path: Path) -> None:
         Tokenizer(text)
     with pytest.raises(BadTokenizer, match="cannot be read"):
         Tokenizer(tmp_path / "absent.model")
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "char"])
+def test_a_text_without_spaces_leaves_a_tokenizer_that_has_one(tmp_path: Path, kind: str) -> None:
+    texts = [f"{number:x}漢字仮名" * 50 for number in range(200)]
+    (tmp_path / "tokenizer.model").write_bytes(train(texts, TokenizerConfig(type=kind, vocab_size=330)))  # type: ignore[arg-type]
+    tokenizer = Tokenizer(tmp_path / "tokenizer.model")
+    assert tokenizer.decode(tokenizer.encode(" two  words \u2581")) == " two  words \u2581"
