@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.dedup.shingles import compiled
 from data_pipeline.errors import BadConfig, EnvironmentFailure
+from data_pipeline.kernels import compiled
 from data_pipeline.stages.words import find_words
 
 #: gram_index: which gram, start and end: where, in characters of the text. [matches] each, in order of place.
@@ -36,7 +36,7 @@ Matches = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 _ORDER, _MIX = np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0xBF58476D1CE4E5B9)
 _29 = np.uint64(29)
 _ANY = np.ones(1, dtype=bool)
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 
 @dataclass
@@ -115,7 +115,8 @@ class EvaluationGrams:
         except _UNREADABLE as error:
             raise EnvironmentFailure(f"{path} holds no n-grams or is damaged ({error}): make it again") from error
         types = [array.dtype.name for array in (lengths, starts, hashes)]
-        fit = types == ["int64", "int64", "uint64"] and lengths.shape == (len(starts) - 1,)
+        fit = types == ["int64", "int64", "uint64"] and lengths.ndim == hashes.ndim == 1
+        fit = fit and starts.shape == (len(lengths) + 1,)
         if not (fit and starts[-1] == len(hashes) and np.all(np.diff(starts) > 0)):
             raise EnvironmentFailure(f"{path} holds no n-grams or is damaged: make it again")
         return cls(lengths, starts, hashes)

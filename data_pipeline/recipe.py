@@ -124,7 +124,7 @@ class PrepareConfig:
     part_bytes: int = 32 << 20
     """Source bytes that one task reads, whole files together; what a killed run does again at most, for each worker."""
     seed: int = 0
-    """For the draws of the learned filter and the permutations of MinHash."""
+    """For the draws of the learned filter and the samples that it is trained on; deduplicate has its own."""
     training_tokens: str = "300B"
     """Length of the training for which the report shows the epochs of each corpus."""
     workers: int = 0

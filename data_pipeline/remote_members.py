@@ -5,9 +5,11 @@ A member is checked by CRC before it enters the cache, and once in every process
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -22,6 +24,7 @@ from data_pipeline.shard_members import DamagedMember, Layout, MembersBase, Plac
 from data_pipeline.shard_store import RemoteStore
 
 _FETCHERS = 8  # threads of a shard set
+_STILL_TRUE_SECONDS = 10.0
 
 
 class RemoteMembers(MembersBase):
@@ -31,6 +34,7 @@ class RemoteMembers(MembersBase):
         super().__init__(store, layout)
         self._remote = store
         self._ahead = Fetchers(self._enter)
+        self._failed: dict[int, tuple[float, DamagedMember]] = {}
 
     def check(self, member: int) -> None:
         place, key = self.place(member), self._layout.key(member)
@@ -73,7 +77,18 @@ class RemoteMembers(MembersBase):
         os.close(self._open(self.place(member), self._layout.key(member)))
 
     def _open(self, place: Place, key: str) -> int:
-        return self._remote.cache.open(key, lambda: self._fetched(place))
+        def fetch() -> bytes:
+            # Whoever has waited for another thread's attempts need not begin all over again.
+            when, error = self._failed.get(place.member, (-math.inf, None))
+            if error is not None and time.monotonic() - when < _STILL_TRUE_SECONDS:
+                raise error
+            try:
+                return self._fetched(place)
+            except DamagedMember as error:
+                self._failed[place.member] = (time.monotonic(), error)
+                raise
+
+        return self._remote.cache.open(key, fetch)
 
     def _fetched(self, place: Place) -> bytes:
         """The member's data, checked. Raises DamagedMember after the last attempt."""

@@ -85,7 +85,7 @@ class ShardCache:
         descriptor = self._hit(key)
         if descriptor is not None:
             return descriptor
-        with _locked(self._locks / key[:3]):
+        with locked(self._locks / key[:3]):
             descriptor = self._hit(key)  # while this one waited, another may have fetched it
             return self._add(key, fetch()) if descriptor is None else descriptor
 
@@ -129,7 +129,7 @@ class ShardCache:
         draft = self._drafts / uuid.uuid4().hex
         descriptor = -1
         try:
-            with _locked(self.directory / "lock"):
+            with locked(self.directory / "lock"):
                 self._book(len(content))
                 descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                 _try_lock(descriptor)
@@ -203,7 +203,7 @@ class ShardCache:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a file. Where the file system has none, work is done twice, and the limit is not exact."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

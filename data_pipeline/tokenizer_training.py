@@ -17,8 +17,8 @@ from typing import Any
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from data_pipeline.recipe import TokenizerConfig
 from data_pipeline.errors import BadTokenizer
+from data_pipeline.recipe import TokenizerConfig
 from data_pipeline.tokenizer import SPACE_MARK
 
 END_OF_DOCUMENT = "<|endofdocument|>"

@@ -26,8 +26,8 @@ def find_recipe(source: str) -> Path:
     if path is not None:
         if path.is_file() and path.stem.endswith(MIX_ENDING) and path.parent == SHIPPED:
             raise UserError(
-                f"{source} is a mix, no recipe: it says how much is read of what; see it with `trestle inspect {source} --"
-                "tokens 300B`, and train with --data FILE, a mix of shards that are there"
+                f"{source} is a mix, no recipe: it says how much is read of what; see it with "
+                f"`trestle inspect {source} --tokens 300B`, and train with --data FILE, a mix of shards that are there"
             )
         return path
     near = difflib.get_close_matches(source, shipped_names(), n=1)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.dedup.exact import repeated
 from data_pipeline.dedup.minhash import NO_KEY
-from data_pipeline.dedup.shingles import compiled
+from data_pipeline.kernels import compiled
 
 #: Of a group of at most so many documents with an equal key, all pairs are compared.
 ALL_PAIRS = 16

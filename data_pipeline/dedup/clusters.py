@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.dedup.candidates import unpack
 from data_pipeline.dedup.exact import count_sizes
-from data_pipeline.dedup.shingles import compiled
+from data_pipeline.kernels import compiled
 
 
 def cluster(folder: Path, *, pairs: Sequence[str]) -> None:

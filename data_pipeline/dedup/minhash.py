@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.dedup.shingles import Shingles, compiled
+from data_pipeline.dedup.shingles import Shingles
+from data_pipeline.kernels import compiled
 
 #: The key of a document that matches nothing.
 NO_KEY = np.uint64(0xFFFF_FFFF_FFFF_FFFF)

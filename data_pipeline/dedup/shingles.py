@@ -11,7 +11,6 @@ NUMBA_CACHE_DIR). Everything is a function of the document alone, whatever batch
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import EnvironmentFailure
+from data_pipeline.kernels import compiled
 
 #: No character from here on is whitespace or has a case.
 _CASED_CHARACTERS = 0x20000
@@ -30,18 +29,6 @@ _ASCII_PUNCTUATION = b"!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 # Odd constants with bits in irregular places: splitmix64's (Steele et al. 2014, figure 16) and two of xxHash's primes.
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _LENGTH, _ORDER = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F)
-
-
-@cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as machine code: without Python's objects and lock, cached on disk. Raises EnvironmentFailure."""
-    import numba
-
-    try:
-        kernel: Callable[..., Any] = numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError as error:
-        raise EnvironmentFailure(f"set NUMBA_CACHE_DIR to a folder that can be written ({error})") from error
-    return kernel
 
 
 @dataclass

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.dedup.candidates import unpack
-from data_pipeline.dedup.shingles import compiled, shingle
+from data_pipeline.dedup.shingles import shingle
 from data_pipeline.document_file import read_batches
+from data_pipeline.kernels import compiled
 
 #: Pairs shown in a report, spread over so many classes of similarity.
 EXAMPLES = 20
@@ -97,10 +98,12 @@ class _Sets:
         """Sizes of the sets of these documents."""
         return np.diff(self.starts)[np.searchsorted(self.ids, ids)]
 
-    def of(self, ids: NDArray[np.uint32]) -> Iterator[NDArray[np.uint64]]:
-        """The sets of these documents."""
-        for place in np.searchsorted(self.ids, ids).tolist():
-            yield self.hashes[self.starts[place] : self.starts[place + 1]]
+    def of(self, ids: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        """A copy of the sets of these documents, end to end; the file need not stay open."""
+        places = np.searchsorted(self.ids, ids)
+        return np.concatenate(
+            [self.hashes[a:b] for a, b in zip(self.starts[places], self.starts[places + 1], strict=True)]
+        )
 
 
 def _similarity(pairs: NDArray[np.uint64], sets: Sequence[Path], firsts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -116,7 +119,7 @@ def _similarity(pairs: NDArray[np.uint64], sets: Sequence[Path], firsts: NDArray
     for block in np.unique(blocks).tolist():
         begin, end = np.searchsorted(blocks, [block, block + 1])
         own = _by_part(ids[begin:end], firsts)
-        held = np.concatenate([values for part, some in own for values in _Sets.load(sets[part]).of(some)])
+        held = np.concatenate([_Sets.load(sets[part]).of(some) for part, some in own])
         starts = np.cumsum(np.concatenate([[0], lengths[begin:end]]))
         here = np.arange(*np.searchsorted(places, [begin, end]))
         here = here[np.argsort(smaller[here], kind="stable")]

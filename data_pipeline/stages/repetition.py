@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.dedup.shingles import compiled
 from data_pipeline.documents import Document, StageFunction, Tally
+from data_pipeline.kernels import compiled
 from data_pipeline.stages.words import Words, document_lines, document_words
 
 _TOP_SIZES = (2, 3, 4)

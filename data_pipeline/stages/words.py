@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.dedup.shingles import compiled
+from data_pipeline.kernels import compiled
 
 #: plain: as it stands. lower: in lower case. bare: in lower case and without punctuation and symbols; a word of nothing
 #: else vanishes.

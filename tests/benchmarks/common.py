@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.recipe import CorpusConfig, PrepareConfig, TokenizerConfig
 from data_pipeline.prepare import prepare
+from data_pipeline.recipe import CorpusConfig, PrepareConfig, TokenizerConfig
 from data_pipeline.shard_reader import ShardSet
 
 

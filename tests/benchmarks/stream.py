@@ -2,21 +2,24 @@
 
 Both sides read random samples of 2,049 tokens (uint16, page cache warm) and hand over int64 batches of 512. The peer is
 the usual way: one flat file, `numpy.memmap`, a random start for each sample, no checks. Ours adds the weighted mix, the
-per-epoch permutation and the CRC of every member the first time it is touched. Rounds alternate; medians of CPU time.
+per-epoch permutation and the CRC of every member the first time it is touched; a remote set is read from the node's
+cache, a member at a time. Rounds alternate; medians of CPU time.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import numpy as np
 
-from data_pipeline.config import DataConfig, ShardSource
+from data_pipeline.config import CacheConfig, DataConfig, ShardSource
 from data_pipeline.shard_reader import ShardSet
 from data_pipeline.shards import ShardWriter, build_shards
 from data_pipeline.stream import Stream
@@ -83,6 +86,10 @@ def compare(folder: Path, megabytes: int, rounds: int, batches: int) -> None:
         write_set(folder / name, part)
     config = DataConfig(mix=[ShardSource(str(folder / "large"), 0.6), ShardSource(str(folder / "small"), 0.41)])
 
+    windowed = Stream(dataclasses.replace(config, shuffle="windowed"), seed=1)
+    cached = Stream(
+        dataclasses.replace(config, mix=in_memory(folder), cache=CacheConfig(str(folder / "cache"))), seed=1
+    )
     plain = ShardSet(folder / "large")
     plain.verify()  # so that every member counts as checked
     state = {"step": 0}
@@ -92,13 +99,16 @@ def compare(folder: Path, megabytes: int, rounds: int, batches: int) -> None:
         return stream.batch(state["step"] * BATCH, BATCH)
 
     warm = Stream(config, seed=1)
-    rate(lambda: stream_batch(warm), 4 * megabytes * 1_000_000 // (BATCH * 2 * SEQUENCE_LENGTH))
+    for stream in (warm, windowed, cached):
+        rate(lambda: stream_batch(stream), 4 * megabytes * 1_000_000 // (BATCH * 2 * SEQUENCE_LENGTH))  # noqa: B023
     sides: dict[str, Callable[[], float]] = {
         "numpy memmap, random": lambda: rate(lambda: memmap_batch(flat, generator), batches),
         "shards, plain random reading": lambda: rate(
             lambda: plain.read(generator.integers(0, len(plain), BATCH)).astype(np.int64), batches
         ),
         "stream: mix, shuffle, CRCs done": lambda: rate(lambda: stream_batch(warm), batches),
+        "stream: windowed shuffle, CRCs done": lambda: rate(lambda: stream_batch(windowed), batches),
+        "stream: remote, in the cache, CRCs done": lambda: rate(lambda: stream_batch(cached), batches),
         "stream: mix, shuffle, every CRC in this round": lambda: first_epoch(config, stream_batch),
     }
     results: dict[str, list[float]] = {name: [] for name in sides}
@@ -114,6 +124,14 @@ def compare(folder: Path, megabytes: int, rounds: int, batches: int) -> None:
     for _ in range(100):
         warm.locate(np.arange(10**11, 10**11 + BATCH))
     print(f"mix and permutation of {BATCH} samples: {(time.perf_counter() - start) * 10:.2f} ms")
+
+
+def in_memory(folder: Path) -> list[ShardSource]:
+    """The same mix by URL."""
+    files = fsspec.filesystem("memory")
+    for name in ("large", "small"):
+        files.put(str(folder / name), f"/benchmark/{name}", recursive=True)
+    return [ShardSource("memory://benchmark/large", 0.6), ShardSource("memory://benchmark/small", 0.41)]
 
 
 def first_epoch(config: DataConfig, stream_batch: Callable[[Stream], object]) -> float:

@@ -14,6 +14,7 @@ import pytest
     [
         ("step", ["ratios to nanoGPT-style", "transformers GPT-2", "Trestle, eager", "CPU cores"]),
         ("stream", ["numpy memmap, random", "stream: mix, shuffle, CRCs done"]),
+        ("shuffle", ["perfect", "full", "windowed, 64 members"]),
         ("checkpoint_stall", ["stall ÷ blocking save", "all that the loop loses"]),
         ("recovery", ["measured here: Trestle, detected", "measured elsewhere: torchrun"]),
     ],

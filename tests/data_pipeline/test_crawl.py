@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_pipeline.decontamination import DecontaminationConfig
-from data_pipeline.quality import QualityConfig
 
 from data_pipeline.config import DataConfig, ShardSource
+from data_pipeline.decontamination import DecontaminationConfig
 from data_pipeline.errors import BadCorpus
 from data_pipeline.prepare import PrepareResult, prepare
+from data_pipeline.quality import QualityConfig
 from data_pipeline.recipe import CorpusConfig, PrepareConfig, TokenizerConfig
 from data_pipeline.shard_reader import ShardSet
 from data_pipeline.stream import Stream

@@ -28,9 +28,10 @@ corpora:
 
 
 def test_no_model_code_and_no_other_room_is_imported() -> None:
-    modules = sorted(path.stem for path in (REPOSITORY / "data_pipeline").glob("*.py") if path.stem != "__init__")
-    assert "stream" in modules and "prepare" in modules
-    code = "import sys\n" + "".join(f"import data_pipeline.{module}\n" for module in modules)
+    files = sorted((REPOSITORY / "data_pipeline").rglob("*.py"))
+    modules = [".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__") for path in files]
+    assert "data_pipeline.stream" in modules and "data_pipeline.prepare.pipeline" in modules
+    code = "import sys\n" + "".join(f"import {module}\n" for module in modules)
     code += "print({'torch', 'ray', 'modeling', 'training', 'cluster', 'launcher'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -49,7 +50,7 @@ def test_recipes_are_parsed_as_they_are_documented(shards: Path) -> None:
     }
     parsed = parser.instantiate_classes(parser.parse_object(sections))
     prepare = PrepareConfig(**vars(parsed.prepare)) if not isinstance(parsed.prepare, PrepareConfig) else parsed.prepare
-    assert prepare.corpora[0].stages == [] and prepare.corpora[1].stages == ["clean", "deduplicate"]
+    assert prepare.corpora[0].stages == [] and prepare.corpora[1].stages == ["extract", "clean", "deduplicate"]
     assert prepare.tokenizer.vocab_size == 4096
     assert parsed.data.mix[0] == ShardSource(str(shards / "network"), 0.7)
     assert parsed.data.prefetch == 2 and len(parsed.data.validation) == 2
@@ -59,3 +60,10 @@ def test_recipes_are_parsed_as_they_are_documented(shards: Path) -> None:
 @pytest.mark.parametrize("kind", [BadConfig, BadCorpus, BadShards, BadTokenizer, DataMismatch])
 def test_mistakes_of_the_user_end_with_2_and_failures_of_the_machine_with_1(kind: type[UserError]) -> None:
     assert kind.exit_code == 2 and DamagedShard.exit_code == 1
+
+
+def test_reading_a_recipe_loads_nothing_heavy() -> None:
+    heavy = {"numba", "sklearn", "resiliparse", "fastwarc", "trafilatura", "pyarrow", "fsspec"}
+    code = f"import sys, data_pipeline.recipe, data_pipeline.config\nprint({heavy!r} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -96,8 +99,38 @@ def test_samples_are_read_from_any_place(big: tuple[Path, np.ndarray]) -> None:
         ShardSet(directory).read(np.array([len(rows)]))
 
 
+def test_ten_thousand_tars_open_in_no_time_and_without_memory(tmp_path: Path) -> None:
+    """5 TB as 10,000 tars of 512 members, of which only the last one is here."""
+    rows = np.random.default_rng(1).integers(0, 70_000, (256 * 4, 1025)).astype(np.uint32)
+    write_set(tmp_path / "set", rows, members_per_tar=4)
+    manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
+    per_member, tars = manifest["rows_per_member"], 10_000
+    last = np.load(tmp_path / "set" / "index.npy")[:4]
+    index = np.zeros((tars * 512, 4), dtype="<i8")
+    index[-4:] = last + [tars - 1, 0, 0, 0]
+    np.save(tmp_path / "set" / "index.npy", index)
+    (tmp_path / "set" / "00000.tar").rename(tmp_path / "set" / f"{tars - 1:05d}.tar")
+    manifest |= {
+        "tars": [{**manifest["tars"][0], "file": f"{tar:05d}.tar"} for tar in range(tars)],
+        "samples": tars * 512 * per_member,
+        "members": tars * 512,
+        "index_sha256": hashlib.sha256((tmp_path / "set" / "index.npy").read_bytes()).hexdigest(),
+    }
+    (tmp_path / "set" / "manifest.json").write_text(json.dumps(manifest))
+    tracemalloc.start()
+    began = time.perf_counter()
+    shard_set = ShardSet(tmp_path / "set")
+    found = shard_set.read(np.array([shard_set.samples - 4 * per_member]))
+    seconds = time.perf_counter() - began
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.array_equal(found[0], rows[0])
+    assert seconds < 2.0, f"{seconds:.2f} s"
+    assert peak < 20_000_000, f"{peak} bytes"  # the manifest, and a byte a member
+
+
 def test_more_tars_than_open_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_pipeline.shard_reader._OPEN_FILES", 2)
+    monkeypatch.setattr("data_pipeline.shard_members._OPEN_FILES", 2)
     rows = np.random.default_rng(1).integers(0, 70_000, (1150, 1025)).astype(np.uint32)
     shard_set = write_set(tmp_path / "set", rows, members_per_tar=1)
     before = len(os.listdir("/proc/self/fd"))

@@ -6,6 +6,8 @@ import itertools
 import json
 import shutil
 import threading
+import time
+import tracemalloc
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,9 +18,10 @@ from hypothesis import strategies as st
 
 from data_pipeline.config import DataConfig, ShardSource
 from data_pipeline.errors import BadConfig, BadShards, BadTokenizer, DataMismatch
-from data_pipeline.mixing import Mix
+from data_pipeline.mixing import Curriculum, Mix
 from data_pipeline.permutation import permute
 from data_pipeline.shard_reader import ShardSet
+from data_pipeline.shuffling import Shuffle
 from data_pipeline.stream import Prefetcher, Stream, ValidationSet
 from tests.data_pipeline.conftest import mix_of
 
@@ -38,6 +41,63 @@ def test_permutation_shuffles_and_depends_on_its_key() -> None:
     for image in (one, other):
         assert abs(np.corrcoef(np.arange(n), image)[0, 1]) < 0.05
         assert abs(np.corrcoef(image[:-1], image[1:])[0, 1]) < 0.05
+
+
+@given(
+    samples=st.integers(1, 600),
+    rows=st.integers(1, 40),
+    window=st.integers(1, 20),
+    key=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 10**6),
+)
+def test_windowed_shuffle_shows_each_sample_once_an_epoch_window_by_window(
+    samples: int, rows: int, window: int, key: int, epoch: int
+) -> None:
+    numbers = np.arange(epoch * samples, (epoch + 1) * samples)
+    positions = Shuffle(window).positions(numbers, key, samples, rows)
+    assert np.array_equal(np.sort(positions), np.arange(samples))
+    members = positions // rows
+    size = window * rows
+    shown = [set(members[start : start + size].tolist()) for start in range(0, samples, size)]
+    assert sum(map(len, shown)) == -(-samples // rows), "a member is in two windows"
+    assert samples % rows == 0 or samples // rows in shown[-1], "the short last member is not in the last window"
+    in_pieces = [Shuffle(window).positions(numbers[i : i + 7], key, samples, rows) for i in range(0, samples, 7)]
+    assert np.array_equal(np.concatenate(in_pieces), positions)
+
+
+@pytest.mark.parametrize(("window", "same", "distance"), [(None, 0.0015, 0.01), (64, 1 / 64 + 0.002, 0.03)])
+def test_neighbours_are_as_unrelated_as_the_shuffle_promises(window: int | None, same: float, distance: float) -> None:
+    """A perfect shuffle of 1,000 members has 0.1 % neighbours of one member, and a mean distance of a third."""
+    rows, samples = 100, 100_000
+    epochs = [Shuffle(window).positions(np.arange(e * samples, (e + 1) * samples), 5, samples, rows) for e in (0, 1)]
+    for positions in epochs:
+        assert (np.diff(positions // rows) == 0).mean() < same
+        assert abs(np.abs(np.diff(positions)).mean() / (samples / 3) - 1) < distance
+        assert abs(np.corrcoef(positions[:-1], positions[1:])[0, 1]) < distance
+        assert len(set((positions[:512] // rows).tolist())) > (60 if window else 300)
+    assert (epochs[0] == epochs[1]).mean() < 0.001
+
+
+@pytest.mark.parametrize("window", [None, 64])
+def test_a_hundred_billion_samples_are_located_without_memory_in_microseconds(window: int | None) -> None:
+    samples = 100_000_000_000
+    curriculum = Curriculum([(0, [0.6, 0.3, 0.1]), (10**10, [0.1, 0.2, 0.7]), (9 * 10**10, [0, 0, 1])], seed=1)
+    shuffle = Shuffle(window)
+
+    def look_up(start: int) -> None:
+        corpus, number = curriculum.assign(np.arange(start, start + 512))
+        shuffle.positions(number[corpus == 2], 7, samples, 255)
+
+    look_up(0)
+    tracemalloc.start()
+    began = time.perf_counter()
+    for start in range(0, samples, samples // 50):
+        look_up(start)
+    seconds = (time.perf_counter() - began) / 51 / 512
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 500_000, f"{peak} bytes"
+    assert seconds < 50e-6, f"{seconds * 1e6:.1f} µs a sample"  # 1-2 on an idle core, without tracemalloc
 
 
 def test_a_permutation_of_a_hundred_billion_needs_no_array() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.batching import BatchConfig, BatchSchedule, RampConfig
-from data_pipeline.config import CurriculumSegment, DataConfig, ShardSource
+from data_pipeline.config import CurriculumSegment, DataConfig
 from data_pipeline.errors import BadConfig, DamagedShard, DataMismatch
 from data_pipeline.prefetch import Prefetcher
 from data_pipeline.shard_reader import ShardSet
@@ -106,14 +107,15 @@ def located(story: Story, schedule: Schedule) -> tuple[np.ndarray, Stream]:
     found: list[np.ndarray] = []
 
     def consume(stream: Stream, requests: list[tuple[int, int]], ranks: int, micro: int) -> None:
+        numbers: list[int] = []
         for start, size in requests:
-            cuts = [start + size * rank // ranks for rank in range(ranks + 1)]
-            parts = [np.arange(a, b) for a, b in itertools.pairwise(cuts)]
-            micros = [part[i : i + micro] for part in parts for i in range(0, len(part), micro)]
-            # All slices in one call; what a slice is does not depend on the others (see the tests with tokens).
-            corpus, position = stream.locate(np.concatenate(micros))
-            names = np.array([list(SIZES).index(name) for name in stream.corpora])
-            found.append(np.stack([names[corpus], position], axis=1))
+            for low, high in itertools.pairwise(start + size * rank // ranks for rank in range(ranks + 1)):
+                for first in range(low, high, micro):
+                    numbers.extend(range(first, min(first + micro, high)))
+        # All batches of the attempt in one call: the tests with tokens ask for each rank's slice of each by itself.
+        corpus, position = stream.locate(np.array(numbers))
+        names = np.array([list(SIZES).index(name) for name in stream.corpora])
+        found.append(np.stack([names[corpus], position], axis=1))
 
     stream = live(story, schedule, consume)
     return np.concatenate(found), stream
@@ -158,22 +160,22 @@ def stories(draw: st.DrawFn, folder: Path) -> Story:
     return story
 
 
-schedules = st.builds(
-    Schedule,
-    st.lists(st.tuples(st.integers(1, 150), st.integers(1, 64), st.integers(1, 8)), min_size=1, max_size=6),
-    st.integers(1, 80),
-    st.booleans(),
-)
+def some_schedule(chance: random.Random) -> Schedule:
+    arrangements = [
+        (chance.randint(30, TOTAL), chance.randint(1, 64), chance.randint(1, 8)) for _ in range(chance.randint(1, 5))
+    ]
+    return Schedule(arrangements, chance.randint(1, 80), chance.random() < 0.5)
 
 
-@settings(max_examples=500)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_thousands_of_schedules_consume_the_same_sequence(folder: Path, data: st.DataObject) -> None:
     story = data.draw(stories(folder))
     plain, stream = located(story, Schedule([(TOTAL, 1, TOTAL)], 7, ramp=False))
     assert len(plain) == TOTAL
-    for schedule in data.draw(st.lists(schedules, min_size=4, max_size=4)):
-        found, end = located(story, schedule)
+    chance = random.Random(data.draw(st.integers(0, 2**32)))
+    for _ in range(12):
+        found, end = located(story, some_schedule(chance))
         assert np.array_equal(found, plain)
         assert end.state(TOTAL) == stream.state(TOTAL)
     # and the last stream tells the whole past in one call, for those data that are still there
@@ -182,7 +184,7 @@ def test_thousands_of_schedules_consume_the_same_sequence(folder: Path, data: st
     assert list(stream.epochs(TOTAL).values()) == [n / size for n, size in zip(drawn, sizes, strict=True)]
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data(), depth=st.integers(1, 5))
 def test_ranks_and_prefetchers_hand_over_the_tokens_of_that_sequence(
     folder: Path, data: st.DataObject, depth: int
@@ -191,7 +193,7 @@ def test_ranks_and_prefetchers_hand_over_the_tokens_of_that_sequence(
     plain, _ = located(story, Schedule([(TOTAL, 1, TOTAL)], 16, ramp=False))
     sets = {number: ShardSet(folder / name) for number, name in enumerate(SIZES)}
     expected = np.stack([sets[int(corpus)].read(np.array([position]))[0] for corpus, position in plain])
-    schedule = data.draw(schedules)
+    schedule = some_schedule(random.Random(data.draw(st.integers(0, 2**32))))
     found: list[np.ndarray] = []
 
     def consume(stream: Stream, requests: list[tuple[int, int]], ranks: int, micro: int) -> None:
@@ -204,10 +206,10 @@ def test_ranks_and_prefetchers_hand_over_the_tokens_of_that_sequence(
     assert np.array_equal(np.concatenate(found), expected)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_closed_forms_are_what_a_plain_simulation_gives(folder: Path, data: st.DataObject) -> None:
-    """Sample after sample: each corpus goes on by one, from the first epoch to the next, whatever the weights become."""
+    """Each corpus goes on by one, from the first epoch to the next, whatever the weights become."""
     config = data.draw(configs(folder))
     seed = data.draw(st.integers(0, 9))
     stream = Stream(config, seed)
@@ -275,7 +277,7 @@ def test_impossible_curriculum_is_refused_with_its_key(
 
 
 def test_a_corpus_without_any_weight_is_refused(folder: Path) -> None:
-    with pytest.raises(BadConfig, match="some has none, neither there nor in data.curriculum"):
+    with pytest.raises(BadConfig, match="some has none, neither there nor in"):
         Stream(mix(folder, more=1, some=0), 1)
     with pytest.raises(BadConfig, match="shuffle_window is 0"):
         Stream(rewritten(mix(folder, more=1), shuffle_window=0), 1)
@@ -316,7 +318,7 @@ def test_other_data_are_refused_with_the_way_out_and_taken_over_on_request(folde
     # the permission was for that resume
     again = json.loads(json.dumps(stream.state(200)))
     assert Stream.continuing(new, 5, again).changed is None
-    with pytest.raises(DataMismatch, match="the weight of lots was 0.5 and is 0.9"):
+    with pytest.raises(DataMismatch, match=r"the weight of lots was 0\.5 and is 0\.9"):
         Stream.continuing(mix(folder, lots=9, more=1), 5, again)
     # and a run that goes back to the checkpoint before the change is still the same run
     stream.check_state(state)
@@ -361,7 +363,7 @@ def test_another_shuffle_is_named_with_the_setting_that_keeps_it_and_begins_with
 def test_seed_and_length_cannot_change_at_all(folder: Path, tmp_path: Path) -> None:
     allowed = rewritten(mix(folder, more=1), allow_change=True)
     state = Stream(allowed, 5).state(10)
-    with pytest.raises(DataMismatch, match="seed was 5 and is 6; set it back$"):
+    with pytest.raises(DataMismatch, match=r"seed was 5 and is 6; set it back$"):
         Stream.continuing(allowed, 6, state)
     write_set(tmp_path / "more", 60, length=16)
     with pytest.raises(DataMismatch, match="sequence_length was 8 and is 16"):
@@ -384,12 +386,16 @@ def test_a_run_that_goes_back_past_a_change_leaves_out_what_it_had_drawn(folder:
 
 # -- states of older versions -----------------------------------------------------------------------------------------
 
-# Written by the version that introduced format 1, over the shard sets of `old_sets`; never to be written again.
+# Written by the last version that wrote format 1, over the sets of `folder`, as are the corpora and positions that it
+# gave for consumed samples 30 to 50; never to be written again.
 GOLDEN_1 = """{"format_version": 1, "samples": 48, "exceptions": [{"kind": "skip", "at": 32, "count": 16}],
  "fingerprint": {"seed": 7, "sequence_length": 8, "tokenizer_sha256": "0",
   "mix": [{"name": "more", "weight": 0.7, "samples": 203, "manifest_sha256": "MORE"},
           {"name": "some", "weight": 0.3, "samples": 50, "manifest_sha256": "SOME"}]}}"""
-GOLDEN_POSITIONS: list[list[int]] = []
+GOLDEN_POSITIONS = [
+    [0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1, 0, 0],
+    [47, 143, 134, 0, 123, 99, 61, 18, 98, 202, 27, 57, 151, 5, 185, 119, 93, 13, 66, 62],
+]
 
 
 def test_states_of_format_1_keep_loading_and_mean_the_same_samples(folder: Path) -> None:

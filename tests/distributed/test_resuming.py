@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline.recipe import CorpusConfig, PrepareConfig, TokenizerConfig
 from data_pipeline.prepare import prepare
+from data_pipeline.recipe import CorpusConfig, PrepareConfig, TokenizerConfig
 from tests.distributed.launch import run
 from training.checkpoint import Checkpoint, candidates
 

@@ -58,7 +58,7 @@ MISTAKES = [
     (["train", "gpt3-13"], "there is no recipe gpt3-13: neither a file nor a shipped name; did you mean gpt3-13b?"),
     (
         ["train", "none.yaml"],
-        "there is no recipe none.yaml: neither a file nor a shipped name; these ship: demo, gpt3-1.3b",
+        "there is no recipe none.yaml: neither a file nor a shipped name; these ship: crawl, demo, gpt3-1.3b",
     ),
     (["train", "demo", "again"], "'again' is one argument too many"),
     (["train", "demo", "--optimizer.lrr", "1"], "optimizer.lrr does not exist; did you mean optimizer.lr?"),
@@ -79,7 +79,10 @@ MISTAKES = [
     (["train", "demo"], "the shards shards/stdlib are not there: make them with `trestle prepare demo`"),
     (["train", "demo", "--data", "{mix: []}"], "data.mix is empty: name shards"),
     (["prepare", "gpt3-125m"], "says nothing about what to prepare"),
-    (["prepare", "demo", "--optimizer.lr", "1"], "trestle prepare takes --prepare.KEY VALUE, not --optimizer.lr"),
+    (
+        ["prepare", "demo", "--optimizer.lr", "1"],
+        "takes --prepare.KEY VALUE and --cluster.address HOST:PORT, not --optimizer.lr",
+    ),
     (["prepare", "demo", "--prepare.outptu", "x"], "prepare.outptu does not exist; did you mean prepare.output?"),
     (["prepare", "demo", "--prepare.corpora.7.name", "x"], "7 is no element of a list of 2"),
     (["resume", "runs/none"], "runs/none is no run's folder: it does not exist"),
