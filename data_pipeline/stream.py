@@ -194,7 +194,7 @@ class Stream:
     def _locate(self, consumed: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where samples are when nothing is damaged."""
         era, samples = self._replay.history.resolve(consumed)
-        eras = np.unique(era).tolist()
+        eras = np.unique(era).tolist() if len(self._replay.eras) > 1 else [0]
         if len(eras) == 1:
             return self._replay.eras[eras[0]].locate(samples)
         corpus, position = np.empty_like(samples), np.empty_like(samples)

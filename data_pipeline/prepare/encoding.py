@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def make_tokenizer(runner: Runner, config: PrepareConfig, parts: Sequence[Select
     settings = config.tokenizer
     if settings.model is not None:
         sha256 = Tokenizer(settings.model).sha256  # says what is wrong with it
-        return runner.one("tokenizer", copy_tokenizer, model=settings.model, sha256=sha256) / MODEL
+        return runner.one("tokenizer", copy_tokenizer, model=os.path.abspath(settings.model), sha256=sha256) / MODEL
     sample = runner.map("sample for the tokenizer", sample_text, _samples(config, parts))
     runner.progress.say(f"training a {settings.type} tokenizer of {settings.vocab_size} tokens")
     paths = [str(folder / DOCUMENTS) for folder in sample]

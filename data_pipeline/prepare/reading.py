@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,21 @@ def read_corpus(runner: Runner, config: PrepareConfig, corpus: CorpusConfig) -> 
         "damaged_files": config.damaged_files,
         "max_document_bytes": config.max_document_bytes,
     }
-    groups = _groups(find_files(corpus.sources, corpus.exclude, corpus.name), config.part_bytes)
+    groups = _groups(located(corpus.sources, corpus.exclude, corpus.name), config.part_bytes)
     tasks = [
         Task({"files": [asdict(file) for file in group], **shared}, weight=sum(file.size for file in group))
         for group in groups
     ]
     folders = runner.map(f"read {corpus.name}", read_part, tasks)
     return [Part(corpus, folder / DOCUMENTS, folder / TALLY) for folder in folders]
+
+
+def located(sources: Sequence[str], exclude: Sequence[str], name: str) -> list[SourceFile]:
+    """The files of sources, under names that a worker in another folder understands. Raises BadConfig, BadCorpus."""
+    return [
+        file if "://" in file.path else replace(file, path=os.path.abspath(file.path))
+        for file in find_files(sources, exclude, name)
+    ]
 
 
 def read_part(

@@ -20,10 +20,10 @@ from data_pipeline.decontamination import DecontaminationConfig, EvaluationGrams
 from data_pipeline.document_file import DocumentWriter, read_batches, read_documents
 from data_pipeline.documents import Document, Tally
 from data_pipeline.heldout import found_shingles, is_held_out, known_shingles, overlap
-from data_pipeline.prepare.reading import DOCUMENTS, TALLY, Part, write_tally
+from data_pipeline.prepare.reading import DOCUMENTS, TALLY, Part, located, write_tally
 from data_pipeline.prepare.runner import Runner, Task
 from data_pipeline.recipe import CorpusConfig, PrepareConfig, from_plain
-from data_pipeline.sources import SourceFile, find_files
+from data_pipeline.sources import SourceFile
 from data_pipeline.sources import read_documents as read_sources
 
 GRAMS = "grams.npz"
@@ -122,7 +122,7 @@ def _evaluation(
     runner: Runner, config: PrepareConfig, parts: Sequence[Part], masks: Mapping[Path, list[dict[str, Any]]]
 ) -> dict[str, Any]:
     settings = config.decontaminate
-    files = find_files(settings.evaluation_sets, [], "decontaminate.evaluation_sets")
+    files = located(settings.evaluation_sets, [], "decontaminate.evaluation_sets")
     grams = runner.one(
         "evaluation sets", read_evaluation, files=[asdict(file) for file in files], settings=asdict(settings)
     )

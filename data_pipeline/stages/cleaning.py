@@ -11,6 +11,7 @@ from data_pipeline.documents import Document, Tally
 _LINE_END = re.compile("\r\n?|\u2028|\u2029|\x85")
 #: C0 and C1 controls but tab and newline, and the byte order mark.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
+_ASCII_CONTROLS = bytes(code for code in range(128) if _CONTROLS.match(chr(code)))
 _BLANK_RUN = re.compile("\n{4,}")
 
 
@@ -33,7 +34,10 @@ def clean_text(text: str) -> str:
 
     Ends with one newline, or is empty.
     """
-    # NFC comes after the controls, which may stand between a letter and its accent.
-    text = unicodedata.normalize("NFC", _CONTROLS.sub("", _LINE_END.sub("\n", text)))
+    if text.isascii():  # the same, several times as fast
+        text = text.replace("\r\n", "\n").replace("\r", "\n").encode().translate(None, _ASCII_CONTROLS).decode()
+    else:
+        # NFC comes after the controls, which may stand between a letter and its accent.
+        text = unicodedata.normalize("NFC", _CONTROLS.sub("", _LINE_END.sub("\n", text)))
     text = "\n".join([line.rstrip() for line in text.split("\n")]).strip("\n")
     return _BLANK_RUN.sub("\n\n\n", text) + "\n" if text else ""

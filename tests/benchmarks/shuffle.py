@@ -1,8 +1,9 @@
 """How well the stream is shuffled, against a perfect shuffle: `python -m tests.benchmarks.shuffle`.
 
-A corpus of members of 255 samples (2,049 tokens of two bytes, 1 MiB). For samples that follow each other in an epoch: how
-far apart they lie in the shard set, how often they are of one member (and so of the same or neighbouring documents), how
-the place of one tells that of the next, and how many members a batch has samples of. Perfect: numpy's permutation.
+A corpus of members of 255 samples (2,049 tokens of two bytes, 1 MiB). For samples that follow each other in an epoch:
+how far apart they lie in the shard set, how often they are of one member (and so of the same or neighbouring
+documents), how the place of one tells that of the next, and how many members a batch has samples of. Perfect: numpy's
+permutation.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ import pytest
         ("stream", ["numpy memmap, random", "stream: mix, shuffle, CRCs done"]),
         ("shuffle", ["perfect", "full", "windowed, 64 members"]),
         ("checkpoint_stall", ["stall ÷ blocking save", "all that the loop loses"]),
+        ("dedup", ["candidates, theory", "documents per CPU-s", "peak memory"]),
+        ("prepare", ["all before the tokenizer", "peak memory of all processes"]),
         ("recovery", ["measured here: Trestle, detected", "measured elsewhere: torchrun"]),
     ],
 )

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from data_pipeline.document_file import DocumentWriter, read_batches, read_documents
 from data_pipeline.documents import EXAMPLES, Document, Tally, logarithmic_bin
 from data_pipeline.heldout import found_shingles, is_held_out, known_shingles, overlap
+from data_pipeline.stages.cleaning import clean_text
 
 DROPS = st.lists(st.tuples(st.sampled_from(["a: x", "b: y"]), st.text(max_size=5), st.text(max_size=20)), max_size=60)
 
@@ -94,3 +95,8 @@ def test_overlap_is_the_share_of_shared_shingles() -> None:
     parts = found_shingles(known, training[:1]) | found_shingles(known, training[1:])
     assert np.array_equal(parts, found)
     assert len(known_shingles([])) == 0
+
+
+@given(st.text(st.characters(max_codepoint=127), max_size=60))
+def test_cleaning_ascii_and_other_text_is_the_same(text: str) -> None:
+    assert clean_text(text + "\né") == (clean_text(text + "\ne")[:-2] + "é\n")

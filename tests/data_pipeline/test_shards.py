@@ -107,7 +107,8 @@ def test_ten_thousand_tars_open_in_no_time_and_without_memory(tmp_path: Path) ->
     per_member, tars = manifest["rows_per_member"], 10_000
     last = np.load(tmp_path / "set" / "index.npy")[:4]
     index = np.zeros((tars * 512, 4), dtype="<i8")
-    index[-4:] = last + [tars - 1, 0, 0, 0]
+    last[:, 0] = tars - 1
+    index[-4:] = last
     np.save(tmp_path / "set" / "index.npy", index)
     (tmp_path / "set" / "00000.tar").rename(tmp_path / "set" / f"{tars - 1:05d}.tar")
     manifest |= {
