@@ -19,9 +19,13 @@ Making shards (`trestle prepare`), in the order of the data's way:
 Reading them, in a rank:
 
     batching.py            durations, batch sizes, the ramp: which samples are batch b
-    mixing.py              which corpus sample g comes from (permutation.py: and which sample of it)
-    shard_reader.py        one corpus's samples by position, CRC-checked
-    stream.py              Stream, ValidationSet: batches, epochs, state, fingerprint
+    stream.py              Stream: batches, epochs, state, fingerprint: start there (validation_set.py: held-out sets)
+    stream_state.py        exceptions and fingerprints: skips, changes of the data (eras.py), damage (substitution.py)
+    mixing.py              which corpus sample g comes from, over a curriculum
+    shuffling.py           and which sample of it, in one of two shuffles (permutation.py)
+    shard_reader.py        one corpus's samples by position, CRC-checked, in a folder (shard_members.py) or behind a
+                           URL (shard_store.py, remote_members.py, retrying.py; locations.py: which URLs are read)
+    shard_cache.py         a node's copies of remote shards, shared by its ranks
     prefetch.py            reads ahead in a thread
     tokenizer.py           text ↔ tokens, lossless
     document_masks.py      which document of a packed sample each token is of

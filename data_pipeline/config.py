@@ -25,7 +25,7 @@ class CurriculumSegment:
     """From a point of the run on, other weights."""
 
     from_: str = field(metadata={"key": "from"})
-    """Tokens after which the segment begins, such as "100B tokens"."""
+    """Tokens after which the segment begins, such as "100B tokens"; those skipped after a loss spike count, too."""
     weights: dict[str, float]
     """Share of the samples of each corpus, by its shard set's name; a corpus that is not named has none."""
 

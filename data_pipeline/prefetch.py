@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _FETCH_AHEAD = 8  # batches beyond those that are read
+_PATIENCE_SECONDS = 5.0
 
 
 class Prefetcher:
@@ -25,7 +27,7 @@ class Prefetcher:
 
     An error of the reading thread is raised in the consumer, after the batches before it. What was prefetched is not
     consumed: the position to save is the caller's count. `close` (or leaving the `with` block) stops and joins the
-    thread.
+    thread; one that a store keeps waiting for longer than a few seconds is left to end by itself.
     """
 
     def __init__(
@@ -61,12 +63,10 @@ class Prefetcher:
     def close(self) -> None:
         """Stops the thread and waits for its end; batches that were read ahead are dropped."""
         self._stop.set()
-        while self._thread.is_alive():
-            try:
+        until = time.monotonic() + _PATIENCE_SECONDS
+        while self._thread.is_alive() and time.monotonic() < until:
+            with suppress(queue.Empty):
                 self._ready.get(timeout=0.01)  # makes room for a put that waits
-            except queue.Empty:
-                continue
-        self._thread.join()
 
     def __enter__(self) -> Prefetcher:
         return self

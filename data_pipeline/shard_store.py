@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -162,13 +163,12 @@ _MANIFESTS: dict[str, bytes] = {}
 _MANIFESTS_LOCK = threading.Lock()
 
 
-def attempt_to_fetch(url: str, fetch: Any) -> bytes:
+def attempt_to_fetch(url: str, fetch: Callable[[], bytes]) -> bytes:
     """With the patience for remote stores. Raises DamagedShard, also for what is not there."""
     try:
-        content: bytes = REMOTE.attempt(url, fetch)
+        return REMOTE.attempt(url, fetch)
     except OSError as error:
         raise DamagedShard(f"{url} cannot be read: {reason(error)}") from error
-    return content
 
 
 def _filesystem(location: str) -> Any:

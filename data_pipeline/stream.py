@@ -193,14 +193,15 @@ class Stream:
 
     def _locate(self, consumed: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where samples are when nothing is damaged."""
-        era, samples = self._replay.history.resolve(consumed)
-        eras = np.unique(era).tolist() if len(self._replay.eras) > 1 else [0]
+        made = self._replay  # one and the same, whatever another thread takes over meanwhile
+        era, samples = made.history.resolve(consumed)
+        eras = np.unique(era).tolist() if len(made.eras) > 1 else [0]
         if len(eras) == 1:
-            return self._replay.eras[eras[0]].locate(samples)
+            return made.eras[eras[0]].locate(samples)
         corpus, position = np.empty_like(samples), np.empty_like(samples)
         for number in eras:
             mine = era == number
-            corpus[mine], position[mine] = self._replay.eras[number].locate(samples[mine])
+            corpus[mine], position[mine] = made.eras[number].locate(samples[mine])
         return corpus, position
 
     def _read(self, number: int, positions: NDArray[np.int64]) -> NDArray[np.unsignedinteger]:

@@ -84,7 +84,8 @@ def _sizes(config: DataConfig, document: dict[str, Any]) -> tuple[list[_Size], i
         open_sets([config.mix[number] for number in there], "data.mix", config.cache)
         length = next(iter(there.values())).sequence_length
     else:
-        length = (document.get("model") or {}).get("sequence_length", _USUAL_LENGTH)
+        model = document.get("model")
+        length = model.get("sequence_length", _USUAL_LENGTH) if isinstance(model, dict) else _USUAL_LENGTH
     sizes = []
     for number, source in enumerate(config.mix):
         shards = there.get(number)
