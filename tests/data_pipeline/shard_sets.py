@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -12,6 +14,9 @@ from data_pipeline.shards import ShardWriter, build_shards
 
 LENGTH = 8
 """Tokens of a sample."""
+
+SIZES = {"one": 1, "few": 7, "some": 50, "more": 203, "lots": 997}
+"""Shard sets of `write_sets`, and their samples."""
 
 
 def write_set(
@@ -44,6 +49,18 @@ def write_set(
     counts = np.bincount(tokens.ravel(), minlength=vocabulary)
     writer.finish(tokens=samples * length + 1, documents=1, bytes=samples * length, counts=counts)
     return tokens
+
+
+def write_sets(folder: Path) -> Path:
+    """Shard sets of the SIZES, each with members of another number of samples: 4 and up."""
+    for number, (name, samples) in enumerate(SIZES.items()):
+        write_set(folder / name, samples, rows=4 + number)
+    return folder
+
+
+def rewritten(config: DataConfig, **changes: Any) -> DataConfig:
+    """A copy with other values."""
+    return dataclasses.replace(config, **changes)
 
 
 def mix(folder: Path, **weights: float) -> DataConfig:

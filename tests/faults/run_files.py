@@ -12,8 +12,10 @@ from training.checkpoint import Checkpoint, candidates
 from training.checkpoint.format import step_of
 from training.metrics.events import read_events
 
-SAME = ("loss", "grad_norm", "learning_rate", "parameter_norm", "samples")
-"""Figures of a step that a fault must not change in the last bit."""
+SAME = ("loss", "grad_norm", "learning_rate", "parameter_norm", "samples", "epochs/network", "epochs/tools")
+"""Figures of a step that a fault must not change in the last bit. The loss is that of the step's own samples, which no
+other batch has; the epochs count what has been drawn of each corpus.
+"""
 
 
 class RunFiles:
