@@ -60,6 +60,17 @@ class DecontaminationConfig:
     max_gram_documents: int = 10
     """Grams that occur in more training documents are ignored."""
 
+    def check(self) -> None:
+        """Raises BadConfig for a value that cannot work."""
+        if not 1 <= self.min_words <= self.ngram_words:
+            raise BadConfig(
+                f"decontaminate: min_words is {self.min_words} and ngram_words {self.ngram_words}, but it takes "
+                "1 <= min_words <= ngram_words"
+            )
+        for name in ("window_characters", "min_piece_characters", "max_pieces", "max_gram_documents"):
+            if getattr(self, name) < 0:
+                raise BadConfig(f"decontaminate.{name} is {getattr(self, name)}, it must not be negative")
+
 
 @dataclass(frozen=True)
 class EvaluationGrams:
@@ -85,11 +96,7 @@ class EvaluationGrams:
     @classmethod
     def of(cls, texts: Iterable[str], config: DecontaminationConfig) -> EvaluationGrams:
         """The grams of evaluation texts. Raises BadConfig for lengths that cannot be."""
-        if not 1 <= config.min_words <= config.ngram_words:
-            raise BadConfig(
-                f"decontaminate: min_words is {config.min_words} and ngram_words {config.ngram_words}, but it takes "
-                "1 <= min_words <= ngram_words"
-            )
+        config.check()
         by_length: dict[int, list[NDArray[np.uint64]]] = {}
         for text in texts:
             words = find_words(text, "bare").hashes

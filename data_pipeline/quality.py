@@ -10,6 +10,7 @@ many documents each has.
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -114,7 +115,7 @@ def train_classifier(
     The result depends on which documents there are and on the seed, not on their order or on the number of threads.
     Raises BadConfig, and BadCorpus for a side with fewer than 10 documents.
     """
-    _check(config)
+    check_config(config)
     of_curated, of_raw = _sample(curated, "curated", config, seed), _sample(raw, "raw", config, seed)
     curated_out, raw_out = (max(1, round(config.held_out * len(side))) for side in (of_curated, of_raw))
     classifier = _fit(of_curated[curated_out:], of_raw[raw_out:], config)
@@ -154,12 +155,13 @@ def keep(scores: NDArray[np.float64], keys: NDArray[np.uint64], seed: int, alpha
     return pareto_draws(keys, seed, alpha) > 1.0 - scores
 
 
-def _check(config: QualityConfig) -> None:
+def check_config(config: QualityConfig) -> None:
+    """Raises BadConfig for a value that cannot work."""
     if not 0 < config.held_out < 1:
         raise BadConfig(f"quality.held_out is {config.held_out}, it must lie between 0 and 1")
-    if config.features < 2:
-        raise BadConfig(f"quality.features is {config.features}, it must be at least 2")
-    if not config.pareto_alpha >= 0:
+    if not 2 <= config.features <= 1 << 30:
+        raise BadConfig(f"quality.features is {config.features}, it must be from 2 to 2^30")
+    if not 0 <= config.pareto_alpha < math.inf:
         raise BadConfig(f"quality.pareto_alpha is {config.pareto_alpha}, it must not be negative")
     if not config.inverse_regularization > 0:
         raise BadConfig(f"quality.inverse_regularization is {config.inverse_regularization}, it must be positive")

@@ -122,7 +122,8 @@ class PrepareConfig:
     max_document_bytes: int = 64 << 20
     """Longer documents are dropped and counted; bounds the memory of a worker."""
     part_bytes: int = 32 << 20
-    """Source bytes that one task reads, whole files together; what a killed run does again at most, for each worker."""
+    """Source bytes that one task reads, whole files together; what a killed run does again at most, for each worker.
+    What the tokenizer and the learned filter are trained on is drawn part by part: another value, another tokenizer."""
     seed: int = 0
     """For the draws of the learned filter and the samples that it is trained on; deduplicate has its own."""
     training_tokens: str = "300B"

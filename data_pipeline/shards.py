@@ -140,6 +140,8 @@ def publish(built: Path, final: Path) -> None:
     """Renames a finished folder to its place, whole or not at all; an older shard set there is removed."""
     older = built.with_name(built.name + ".replaced")
     if final.exists():
+        if older.exists():  # of a run that was killed while it removed it
+            shutil.rmtree(older)
         os.rename(final, older)
     os.rename(built, final)
     sync_directory(final.parent)

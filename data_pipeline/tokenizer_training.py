@@ -65,7 +65,7 @@ def train(texts: Iterable[str], config: TokenizerConfig) -> bytes:
             num_threads=_THREADS,
             minloglevel=2,
         )
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, OverflowError) as error:
         raise BadTokenizer(_reason(str(error), config)) from error
     return _in_clear(model.getvalue())
 

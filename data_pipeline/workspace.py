@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_pipeline.errors import BadConfig, EnvironmentFailure
@@ -15,13 +17,29 @@ _WORK = ".prepare"
 
 
 def check_output(config: PrepareConfig, output: Path) -> None:
-    """Refuses to replace a finished output unasked, and ever to replace what is no shard set."""
+    """Refuses to replace a finished output unasked, and ever to replace what prepare has not made."""
+    if output.exists() and not output.is_dir():
+        raise BadConfig(f"{output} is a file: name a folder for the shards")
     if (output / "mix.yaml").exists() and not config.overwrite:
+        _remove_leftovers(output)
         raise BadConfig(f"{output} holds a prepared mix already: use it, choose another output, or set overwrite: true")
+    if not any((output / name).exists() for name in ("mix.yaml", _WORK)):
+        model = config.tokenizer.model
+        for name in ("tokenizer.model", "report.html", "report.json"):
+            path = output / name
+            if path.exists() and not (model is not None and os.path.realpath(model) == os.path.realpath(path)):
+                raise BadConfig(f"{path} exists and is not of an earlier prepare: choose another output")
     for corpus in config.corpora:
         for folder in (output / corpus.name, output / f"{corpus.name}-validation"):
             if folder.exists() and not (folder / "manifest.json").exists():
                 raise BadConfig(f"{folder} exists and is no shard set: choose another output")
+
+
+def _remove_leftovers(output: Path) -> None:
+    """The work folder of a run that was killed when all was in its place, unless another run works in it now."""
+    with open(output / ".prepare.lock", "w") as lock, suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(output / _WORK, ignore_errors=True)
 
 
 @contextmanager

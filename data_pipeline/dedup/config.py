@@ -31,13 +31,15 @@ class DedupConfig:
         for name in ("shingle_words", "bands", "rows"):
             if getattr(self, name) < 1:
                 raise BadConfig(f"deduplicate.{name} is {getattr(self, name)}, and must be at least 1")
+        if self.shingle_words > 1000:
+            raise BadConfig(f"deduplicate.shingle_words is {self.shingle_words}, and must be at most 1000; 5 is usual")
         if self.bands * self.rows > 4096:
             product = self.bands * self.rows
             raise BadConfig(f"deduplicate: bands x rows is {product}, and must be at most 4096; 16 x 8 is usual")
         if not 0 < self.threshold <= 1:
             raise BadConfig(f"deduplicate.threshold is {self.threshold}, and must be above 0 and at most 1")
-        if not self.memory_gib > 0:
-            raise BadConfig(f"deduplicate.memory_gib is {self.memory_gib}, and must be above 0")
+        if not 0.001 <= self.memory_gib < 1e9:
+            raise BadConfig(f"deduplicate.memory_gib is {self.memory_gib}, and must be at least 0.001")
         if not 0 <= self.seed < 1 << 63:
             raise BadConfig(f"deduplicate.seed is {self.seed}, and must be at least 0 and less than 2^63")
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.document_file import DocumentWriter, read_batches, read_documents
-from data_pipeline.errors import BadCorpus
+from data_pipeline.errors import BadCorpus, BadTokenizer
 from data_pipeline.packing import Packer, token_dtype
 from data_pipeline.prepare.reading import DOCUMENTS
 from data_pipeline.prepare.runner import Runner, Task
@@ -102,7 +102,8 @@ def train_tokenizer(folder: Path, *, sample: list[str], settings: dict[str, Any]
 def copy_tokenizer(folder: Path, *, model: str, sha256: str) -> None:
     """Takes the user's model over as it is."""
     content = Path(model).read_bytes()
-    assert hashlib.sha256(content).hexdigest() == sha256
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise BadTokenizer(f"tokenizer {model} has changed while prepare was at work: run it again")
     (folder / MODEL).write_bytes(content)
 
 

@@ -17,7 +17,7 @@ from data_pipeline.errors import BadCorpus
 from data_pipeline.prepare.check import check
 from data_pipeline.prepare.encoding import ShardSetResult, TextFile, encode_sets, make_tokenizer
 from data_pipeline.prepare.progress import Progress
-from data_pipeline.prepare.reading import Part, read_corpus, read_tally
+from data_pipeline.prepare.reading import Part, read_corpora, read_tally
 from data_pipeline.prepare.reporting import Findings, report_data, write_reports
 from data_pipeline.prepare.runner import Executor, InProcess, Runner
 from data_pipeline.prepare.scoring import score_parts
@@ -61,8 +61,9 @@ def prepare(config: PrepareConfig, progress: Callable[[str], None], executor: Ex
     """
     check(config)
     output = Path(config.output)
-    with disk_errors(output), work_folder(output) as work:
+    with disk_errors(output):
         check_output(config, output)
+    with disk_errors(output), work_folder(output) as work:
         runner = Runner(work, executor or InProcess(), Progress(progress))
         result = _Preparation(config, output, runner).run()
         shutil.rmtree(work)
@@ -76,7 +77,7 @@ class _Preparation:
 
     def run(self) -> PrepareResult:
         config, runner = self.config, self.runner
-        parts = [part for corpus in self._by_priority() for part in read_corpus(runner, config, corpus)]
+        parts = read_corpora(runner, config, self._by_priority())
         selected = select(runner, config, parts, self._masks(parts))
         results = {c.name: CorpusResult(c.name, c.weight, self._tally(c, parts, selected)) for c in config.corpora}
         in_order = [part for corpus in config.corpora for part in selected if part.corpus is corpus]
@@ -140,6 +141,9 @@ class _Preparation:
         tally.kept = {stage: tally.kept[stage] for stage in ("read", *corpus.stages)}  # as they follow one another
         size = sum(s.training_size[1] + s.held_out_size[1] for s in selected if s.corpus is corpus)
         self.say(f"{corpus.name}: {tally}, {size / 1e6:.1f} MB")
+        raw = tally.histograms["not extracted"]["HTML"] if "not extracted" in tally.histograms else 0
+        if raw:
+            self.say(f"{corpus.name}: {raw} documents are HTML with its markup: put extract first in its stages")
         if not any(s.training_size[0] for s in selected if s.corpus is corpus):
             raise BadCorpus(
                 f"corpus {corpus.name} is empty: {tally}; loosen the stage that dropped most, or mend sources"
@@ -155,6 +159,11 @@ class _Preparation:
             results[corpus.name].held_out_dropped = was - left
             if held_out_fraction(self.config, corpus) == 0:
                 continue
+            if not was:
+                raise BadCorpus(
+                    f"corpus {corpus.name}: its documents are too few to hold any out: give it a larger "
+                    "validation_fraction, or 0 to hold nothing out"
+                )
             if not left:
                 raise BadCorpus(
                     f"corpus {corpus.name}: none of its {was} held-out documents differs enough from "

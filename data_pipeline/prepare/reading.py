@@ -11,6 +11,7 @@ from typing import Any
 
 from data_pipeline.document_file import DocumentWriter
 from data_pipeline.documents import Document, StageFunction, Tally, logarithmic_bin, utf8_length
+from data_pipeline.errors import BadCorpus
 from data_pipeline.prepare.runner import Runner, Task
 from data_pipeline.recipe import LATER_STAGES, CorpusConfig, FilterConfig, PrepareConfig, from_plain
 from data_pipeline.sources import SourceFile, find_files, read_documents
@@ -25,7 +26,7 @@ from data_pipeline.stages.repetition import repetition
 DOCUMENTS = "documents.arrow"
 TALLY = "tally.json"
 
-_STAGES: dict[str, Callable[[FilterConfig], StageFunction]] = {
+STAGES: dict[str, Callable[[FilterConfig], StageFunction]] = {
     "extract": lambda filters: extraction(filters.extract),
     "clean": lambda filters: clean,
     "language": lambda filters: language(filters.language),
@@ -45,8 +46,16 @@ class Part:
     tally: Path
 
 
-def read_corpus(runner: Runner, config: PrepareConfig, corpus: CorpusConfig) -> list[Part]:
-    """Reads a corpus and applies its early stages. Raises BadConfig, BadCorpus."""
+def read_corpora(runner: Runner, config: PrepareConfig, corpora: Sequence[CorpusConfig]) -> list[Part]:
+    """Reads the corpora and applies their early stages. Raises BadConfig, BadCorpus."""
+    files = [located(config, corpus.sources, corpus.exclude, corpus.name) for corpus in corpora]
+    if any("decontaminate" in corpus.stages for corpus in corpora):  # so that a mistake is known now
+        located(config, config.decontaminate.evaluation_sets, [], "decontaminate.evaluation_sets")
+    parts = [_read(runner, config, corpus, own) for corpus, own in zip(corpora, files, strict=True)]
+    return [part for of_corpus in parts for part in of_corpus]
+
+
+def _read(runner: Runner, config: PrepareConfig, corpus: CorpusConfig, files: Sequence[SourceFile]) -> list[Part]:
     stages = [stage for stage in corpus.stages if stage not in LATER_STAGES]
     shared = {
         "text_field": corpus.text_field,
@@ -56,7 +65,7 @@ def read_corpus(runner: Runner, config: PrepareConfig, corpus: CorpusConfig) -> 
         "damaged_files": config.damaged_files,
         "max_document_bytes": config.max_document_bytes,
     }
-    groups = _groups(located(corpus.sources, corpus.exclude, corpus.name), config.part_bytes)
+    groups = _groups(files, config.part_bytes)
     tasks = [
         Task({"files": [asdict(file) for file in group], **shared}, weight=sum(file.size for file in group))
         for group in groups
@@ -65,12 +74,21 @@ def read_corpus(runner: Runner, config: PrepareConfig, corpus: CorpusConfig) -> 
     return [Part(corpus, folder / DOCUMENTS, folder / TALLY) for folder in folders]
 
 
-def located(sources: Sequence[str], exclude: Sequence[str], name: str) -> list[SourceFile]:
-    """The files of sources, under names that a worker in another folder understands. Raises BadConfig, BadCorpus."""
-    return [
-        file if "://" in file.path else replace(file, path=os.path.abspath(file.path))
-        for file in find_files(sources, exclude, name)
-    ]
+def located(config: PrepareConfig, sources: Sequence[str], exclude: Sequence[str], name: str) -> list[SourceFile]:
+    """The files of sources, under names that a worker in another folder understands; never those of the output.
+
+    Raises BadConfig, BadCorpus.
+    """
+    own = os.path.realpath(config.output) + os.sep
+    found = []
+    for file in find_files(sources, exclude, name):
+        if "://" in file.path:
+            found.append(file)
+        elif not os.path.realpath(file.path).startswith(own):
+            found.append(replace(file, path=os.path.abspath(file.path)))
+    if not found:
+        raise BadCorpus(f"corpus {name}: all that its sources name lies in the output folder {config.output}")
+    return found
 
 
 def read_part(
@@ -96,9 +114,11 @@ def read_part(
     )
     if separator is not None:
         read = _cut(read, separator)
-    documents = apply_stages(read, [(name, _STAGES[name](thresholds)) for name in stages], tally)
+    documents = apply_stages(read, [(name, STAGES[name](thresholds)) for name in stages], tally)
     with DocumentWriter(folder / DOCUMENTS) as writer:
         for document in documents:
+            if document.html and "extract" not in stages:
+                tally.observe("not extracted", "HTML")
             tally.observe("length", logarithmic_bin(utf8_length(document.text)))
             writer.append(document.text, document.source)
     write_tally(folder / TALLY, tally)

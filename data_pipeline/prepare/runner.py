@@ -15,18 +15,20 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+import data_pipeline
 from data_pipeline.errors import EnvironmentFailure
 from data_pipeline.prepare.progress import Progress
 from data_pipeline.shards import sync_directory
 
 TaskFunction = Callable[..., None]
 _TEMPORARY = ".unfinished-"
-#: Raised with a change of what a task writes, so that no unfinished work of an older version is continued.
-_FORMAT = 1
+#: What decides on a result beside the arguments.
+_PACKAGES = ("numpy", "numba", "pyarrow", "resiliparse", "fastwarc", "scikit-learn", "sentencepiece")
 
 
 @dataclass
@@ -104,13 +106,22 @@ class Runner:
 
     def _key(self, function: TaskFunction, task: Task) -> str:
         call = {
-            "format": [_FORMAT, version("trestle-train")],
+            "versions": _versions(),
             "function": f"{function.__module__}.{function.__qualname__}",
             "arguments": task.arguments,
         }
         # Relative names below the root: a run that is moved with its unfinished work goes on.
-        text = json.dumps(call, sort_keys=True).replace(f"{self.root}/", "./")
+        text = json.dumps(call, sort_keys=True, ensure_ascii=False).replace(f"{self.root}/", "./")
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@cache
+def _versions() -> list[str]:
+    """Of this room's code and of what it calls: no unfinished work of other versions is gone on with."""
+    code = hashlib.sha256()
+    for path in sorted(Path(data_pipeline.__path__[0]).rglob("*.py")):
+        code.update(path.read_bytes())
+    return [code.hexdigest(), *(f"{name} {version(name)}" for name in _PACKAGES)]
 
 
 def _fill(function: TaskFunction, folder: Path, task: Task) -> None:

@@ -21,6 +21,8 @@ from data_pipeline.recipe import PrepareConfig, from_plain
 CLASSIFIER = "classifier.npz"
 REPORT = "report.json"
 KEPT = "kept.npy"
+#: Of a document that the filter is trained on: bounds the memory of its training.
+_SAMPLE_CHARACTERS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,13 @@ def _samples(parts: Sequence[Part], config: PrepareConfig) -> list[Task]:
 
 def sample_part(folder: Path, *, documents: str, count: int, seed: int) -> None:
     """The `count` documents with the lowest hashes: evenly spread, and the same in whatever order they come."""
-    lowest: list[tuple[bytes, str, str]] = []
+    lowest: dict[bytes, tuple[str, str]] = {}  # by key: of equal documents one
     for batch in read_batches(Path(documents)):
-        keyed = (
-            (text_key(f"{seed} {text}"), text, source) for text, source in zip(batch.texts, batch.sources, strict=True)
-        )
-        lowest = sorted([*lowest, *keyed])[:count]
+        for text, source in zip(batch.texts, batch.sources, strict=True):
+            lowest.setdefault(text_key(f"{seed} {text}"), (text[:_SAMPLE_CHARACTERS], source))
+        lowest = dict(sorted(lowest.items())[:count])
     with DocumentWriter(folder / DOCUMENTS) as writer:
-        for _, text, source in lowest:
+        for text, source in lowest.values():
             writer.append(text, source)
 
 
@@ -105,7 +106,7 @@ def _texts(paths: Sequence[str]) -> list[str]:
         for path in paths:
             yield from (document.text for document in read_documents(Path(path)))
 
-    return list(documents())
+    return list(dict.fromkeys(documents()))  # a copy in another part must not be held out from itself
 
 
 def _size(part: Part) -> float:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +19,19 @@ from numpy.typing import NDArray
 from data_pipeline.decontamination import DecontaminationConfig, EvaluationGrams, cut, gram_documents, matches
 from data_pipeline.document_file import DocumentWriter, read_batches, read_documents
 from data_pipeline.documents import Document, Tally
+from data_pipeline.errors import BadCorpus
 from data_pipeline.heldout import found_shingles, is_held_out, known_shingles, overlap
-from data_pipeline.prepare.reading import DOCUMENTS, TALLY, Part, located, write_tally
+from data_pipeline.prepare.reading import DOCUMENTS, TALLY, Part, apply_stages, located, write_tally
 from data_pipeline.prepare.runner import Runner, Task
 from data_pipeline.recipe import CorpusConfig, PrepareConfig, from_plain
 from data_pipeline.sources import SourceFile
 from data_pipeline.sources import read_documents as read_sources
+from data_pipeline.stages.extraction import ExtractionConfig, extraction
 
 GRAMS = "grams.npz"
 HELD_OUT = "held-out.arrow"
 _COUNTS = "counts.json"
+_TOLD = "told.txt"
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def select(
             {
                 "documents": str(part.documents),
                 "masks": plain[part.documents],
-                "evaluation": evaluation if part in clean else None,
+                "evaluation": evaluation if "decontaminate" in part.corpus.stages else None,
                 "fraction": held_out_fraction(config, part.corpus),
             },
             part.documents.stat().st_size,
@@ -122,10 +125,16 @@ def _evaluation(
     runner: Runner, config: PrepareConfig, parts: Sequence[Part], masks: Mapping[Path, list[dict[str, Any]]]
 ) -> dict[str, Any]:
     settings = config.decontaminate
-    files = located(settings.evaluation_sets, [], "decontaminate.evaluation_sets")
+    files = located(config, settings.evaluation_sets, [], "decontaminate.evaluation_sets")
     grams = runner.one(
-        "evaluation sets", read_evaluation, files=[asdict(file) for file in files], settings=asdict(settings)
+        "evaluation sets",
+        read_evaluation,
+        files=[asdict(file) for file in files],
+        settings=asdict(settings),
+        damaged_files=config.damaged_files,
+        max_document_bytes=config.max_document_bytes,
     )
+    runner.progress.say((grams / _TOLD).read_text())
     tasks = [
         Task(
             {"documents": str(p.documents), "masks": masks[p.documents], "grams": str(grams / GRAMS)},
@@ -143,11 +152,32 @@ def _evaluation(
     return {"grams": str(grams / GRAMS), "ignored": str(ignored / "ignored.npy"), "settings": asdict(settings)}
 
 
-def read_evaluation(folder: Path, *, files: list[dict[str, Any]], settings: dict[str, Any]) -> None:
-    """The n-grams of the evaluation sets."""
-    config = from_plain(DecontaminationConfig, settings)
-    documents = read_sources([SourceFile(**file) for file in files], Tally(), text_field=config.text_field)
-    EvaluationGrams.of((document.text for document in documents), config).save(folder / GRAMS)
+def read_evaluation(
+    folder: Path,
+    *,
+    files: list[dict[str, Any]],
+    settings: dict[str, Any],
+    damaged_files: Literal["stop", "keep"],
+    max_document_bytes: int,
+) -> None:
+    """The n-grams of the evaluation sets. Raises BadCorpus if there are none: nothing would be cut out."""
+    config, tally = from_plain(DecontaminationConfig, settings), Tally()
+    read = read_sources(
+        [SourceFile(**file) for file in files],
+        tally,
+        text_field=config.text_field,
+        damaged_files=damaged_files,
+        max_document_bytes=max_document_bytes,
+    )
+    documents = apply_stages(read, [("extract", extraction(ExtractionConfig()))], tally)
+    grams = EvaluationGrams.of((document.text for document in documents), config)
+    if not len(grams):
+        raise BadCorpus(
+            f"the evaluation sets give no n-grams, so that nothing would be cut out: {tally}; mend them, or "
+            f"decontaminate.text_field ({config.text_field}) or decontaminate.min_words ({config.min_words})"
+        )
+    grams.save(folder / GRAMS)
+    (folder / _TOLD).write_text(f"evaluation sets: {tally}; {len(grams)} n-grams")
 
 
 def count_grams(folder: Path, *, documents: str, masks: list[dict[str, Any]], grams: str) -> None:
@@ -249,7 +279,7 @@ def unite(folder: Path, *, known: str, found: list[str]) -> None:
 
 def drop_overlapping(folder: Path, *, held_out: str, known: str, found: str, most: float) -> None:
     """One part's held-out documents that are fit to measure with."""
-    shingles, seen = np.load(known), np.load(found)
+    shingles, seen = np.load(known, mmap_mode="r"), np.load(found)
     with DocumentWriter(folder / HELD_OUT) as writer:
         for document in read_documents(Path(held_out)):
             share = overlap(document.text, shingles, seen)

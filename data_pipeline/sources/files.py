@@ -47,7 +47,10 @@ def find_files(sources: Sequence[str], exclude: Sequence[str], corpus: str) -> l
             if "://" in pattern:
                 found.update((file.path, file) for file in _remote(pattern))
             else:
-                found.update((path, None) for path in _local(pattern))
+                named = [pattern] if os.path.lexists(pattern) and not os.path.isdir(pattern) else list(_local(pattern))
+                if not named and not _WILD.search(pattern):
+                    raise BadCorpus(f"no file matches {pattern}")
+                found.update((path, None) for path in named)
         except (BadConfig, BadCorpus, EnvironmentFailure) as error:
             raise type(error)(f"corpus {corpus}: {error}") from error
     paths = [path for path in sorted(found) if not any(fnmatch.fnmatchcase(path, pattern) for pattern in exclude)]
@@ -88,7 +91,8 @@ def _local_file(path: str) -> SourceFile:
         status = os.stat(path)
     except OSError:  # a dangling link: reading it will say so
         return SourceFile(path, 0, "")
-    return SourceFile(path, status.st_size, str(status.st_mtime_ns))
+    # The time of the inode too: a copy may bring the time of its original along, and permissions may change.
+    return SourceFile(path, status.st_size, f"{status.st_mtime_ns}.{status.st_ctime_ns}.{status.st_ino}")
 
 
 def _local(pattern: str) -> Iterator[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 
 from data_pipeline.sources.decompression import Damaged, decompressed
 
 _PIECE = 1 << 16
 _GZIP_MAGIC = b"\x1f\x8b"
+_CHUNK_LENGTH = re.compile(rb"[0-9A-Fa-f]{1,16}")
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
@@ -56,12 +58,11 @@ def _unchunked(body: bytes) -> bytes:
     while True:
         end = body.find(b"\n", start)
         length = body[start : max(start, end)].partition(b";")[0].strip()
-        try:
-            size = int(length, 16)
-        except ValueError as error:
+        if not _CHUNK_LENGTH.fullmatch(length):  # int would take a sign too, and go back in the body
             if start == 0:
                 return body
-            raise Damaged("the chunks are broken") from error
+            raise Damaged("the chunks are broken")
+        size = int(length, 16)
         if size == 0:
             return b"".join(parts)
         if len(body) < end + 1 + size:

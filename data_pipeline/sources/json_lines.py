@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator
 
@@ -15,6 +16,8 @@ def json_lines(pieces: Iterable[bytes], source: str, tally: Tally, options: Read
     """A document for each line that holds an object with a text; blank lines are none."""
     for number, line in enumerate(lines(pieces, options.max_document_bytes), start=1):
         place = f"{source}:{number}"
+        if number == 1 and line is not None:
+            line = line.removeprefix(codecs.BOM_UTF8)
         if line is None:
             tally.drop(TOO_LONG, place)
         elif line.strip():

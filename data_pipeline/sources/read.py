@@ -27,6 +27,7 @@ _READERS: dict[str, Reader] = {
     ".html": html_file,
     ".htm": html_file,
     ".xhtml": html_file,
+    ".json": json_lines,  # as C4 and others name their JSON lines
     ".jsonl": json_lines,
     ".ndjson": json_lines,
     ".tar": web_tar,

@@ -24,7 +24,8 @@ class LanguageConfig:
     keep: list[str] = field(default_factory=lambda: ["en"])
     """Language codes, as the detector gives them: ISO 639-1 for resiliparse. An empty list keeps all."""
     detector: str = "resiliparse"
-    """resiliparse needs no model and knows 101 languages. Or module:function, text → (code, confidence from 0 to 1)."""
+    """resiliparse needs no model and knows 101 languages. Or module:function, text → (code, confidence from 0 to 1); an
+    interrupted prepare does not notice a change of its code."""
     max_distance: int = 1200
     """Only resiliparse: a text is uncertain if it is further than this from every language's profile. Prose comes to
     300 to 800 (shorter is further), 100 characters to 700, tables of numbers to more than 1,700."""
@@ -94,7 +95,12 @@ def _imported(config: LanguageConfig) -> Detector:
         ) from error
 
     def detect(text: str) -> str:
-        told = function(text)
+        try:
+            told = function(text)
+        except Exception as error:  # whatever somebody else's function raises
+            raise BadConfig(
+                f"language: the detector {config.detector} failed: {type(error).__name__}: {error}"
+            ) from error
         try:
             code, confidence = told
             certain = float(confidence) >= config.min_confidence

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from cluster.config import ClusterConfig
 from cluster.session import open_session
 from data_pipeline.baseline import bits_per_byte, unigram_cross_entropy
 from data_pipeline.config import ShardSource
+from data_pipeline.decontamination import DecontaminationConfig
 from data_pipeline.errors import BadConfig, BadCorpus, BadTokenizer, EnvironmentFailure, UserError
 from data_pipeline.prepare import PrepareResult, prepare
 from data_pipeline.prepare.ray_tasks import RayTasks
@@ -241,7 +243,9 @@ def test_prepare_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Pat
         process.stdout.close()
         kills += 1
         if (output / "mix.yaml").exists():
-            break  # killed after the last shard set was in place
+            with pytest.raises(BadConfig, match="holds a prepared mix already"):
+                run(small_recipe(output))  # killed when all was in its place: what it left is removed
+            break
         for manifest in output.glob("*/manifest.json"):
             ShardSet(manifest.parent).verify()  # what is in its place is whole
     assert kills >= 3
@@ -331,14 +335,38 @@ def bad_recipes(tmp_path: Path) -> dict[str, tuple[PrepareConfig, type[UserError
         "length": (of(json_corpus, sequence_length=0), BadConfig, "sequence_length"),
         "vocabulary": (of(json_corpus, tokenizer=TokenizerConfig(vocab_size=99999)), BadTokenizer, "is too large"),
         "model": (of(json_corpus, tokenizer=TokenizerConfig(model="/none.model")), BadTokenizer, r"/none\.model"),
+        "one of the sources": (of(CorpusConfig("c", ["{stdlib}/json/*.py", "/none.txt"])), BadCorpus, "/none.txt"),
+        "name of a file": (of(CorpusConfig("report.html", ["a"])), BadConfig, "writes a file of that name"),
+        "endless weight": (of(CorpusConfig("c", ["a"], weight=float("inf"))), BadConfig, "weight"),
+        "separator": (of(CorpusConfig("c", ["a"], separator="")), BadConfig, "separator is empty"),
+        "late extract": (of(CorpusConfig("c", ["a"], stages=["clean", "extract"])), BadConfig, "extract comes first"),
+        "stage order": (of(CorpusConfig("c", ["a"], stages=["deduplicate", "clean"])), BadConfig, "in this order"),
+        "fuzzy alone": (of(CorpusConfig("c", ["a"], stages=["fuzzy_deduplicate"])), BadConfig, "needs the stage dedup"),
+        "uncurated": (of(CorpusConfig("c", ["a"], stages=["quality"])), BadConfig, "quality.curated"),
+        "overlap": (of(json_corpus, held_out_overlap=float("nan")), BadConfig, "held_out_overlap"),
+        "priority": (of(json_corpus, priority=["jsno"]), BadConfig, 'priority names "jsno"'),
+        "no evaluation sets": (of(CorpusConfig("c", ["a"], stages=["decontaminate"])), BadConfig, "evaluation_sets"),
+        "evaluation sets without text": (
+            of(
+                CorpusConfig("json", ["{stdlib}/json/*.py"], stages=["decontaminate"], validation_fraction=0.0),
+                decontaminate=DecontaminationConfig(evaluation_sets=[f"{tmp_path}/short.txt"]),
+            ),
+            BadCorpus,
+            "give no n-grams",
+        ),
     }
 
 
-CASES = ["no corpus", "no file", "nothing left", "too little", "nothing held out", "twice the name", "path as name"]
-CASES += ["weight", "length", "vocabulary", "model"]
+CASES = """no corpus,no file,nothing left,too little,nothing held out,twice the name,path as name,weight,length
+vocabulary,model,one of the sources,name of a file,endless weight,separator,late extract,stage order,fuzzy alone
+uncurated,overlap,priority,no evaluation sets,evaluation sets without text"""
 
 
-@pytest.mark.parametrize("case", CASES)
+def test_every_bad_recipe_is_tried(tmp_path: Path) -> None:
+    assert re.split("[,\n]", CASES) == list(bad_recipes(tmp_path))
+
+
+@pytest.mark.parametrize("case", re.split("[,\n]", CASES))
 def test_bad_input_is_refused_in_one_line_and_leaves_nothing(tmp_path: Path, case: str) -> None:
     config, kind, message = bad_recipes(tmp_path)[case]
     with pytest.raises(kind, match=message) as error:
@@ -360,3 +388,60 @@ def test_the_unigram_bar_lies_between_nothing_learned_and_everything(shards: Pat
     assert unigram_cross_entropy(alone, alone) == pytest.approx(entropy)
     tools = ShardSet(shards / "tools")
     assert bits_per_byte(np.log(2), alone) == pytest.approx(tools.tokens / tools.bytes)
+
+
+def test_a_run_killed_while_it_replaces_an_older_set_goes_on(tmp_path: Path) -> None:
+    json_only = [CorpusConfig("json", ["{stdlib}/json/*.py"], validation_fraction=0.0)]
+    config = small_recipe(tmp_path / "out", corpora=json_only, tokenizer=TokenizerConfig("bpe", 400))
+    run(config)
+    code = (
+        "import os, shutil, sys; from pathlib import Path; from data_pipeline.prepare import prepare\n"
+        "from data_pipeline.recipe import CorpusConfig, TokenizerConfig\n"
+        "from tests.data_pipeline.conftest import small_recipe\n"
+        "remove = shutil.rmtree\n"
+        "def die(path, *a, **k):\n"
+        "    if str(path).endswith('.replaced'): os._exit(9)\n"
+        "    remove(path, *a, **k)\n"
+        "shutil.rmtree = die\n"
+        "corpora = [CorpusConfig('json', ['{stdlib}/json/*.py'], validation_fraction=0.0)]\n"
+        "recipe = small_recipe(Path(sys.argv[1]), corpora=corpora, tokenizer=TokenizerConfig('bpe', 400))\n"
+        "recipe.overwrite = True; prepare(recipe, print)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], cwd=REPOSITORY, check=False)
+    assert done.returncode == 9 and not (tmp_path / "out" / "mix.yaml").exists()
+    config.overwrite = True
+    run(config)
+    ShardSet(tmp_path / "out" / "json").verify()
+    assert (tmp_path / "out" / "mix.yaml").exists()
+
+
+def test_the_output_is_never_a_source_and_foreign_files_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for n in range(40):
+        (tmp_path / "data" / f"{n}.txt").write_text(f"text number {n} " * 30)
+    corpora = [CorpusConfig("all", [str(tmp_path / "data")], validation_fraction=0.0)]
+    config = small_recipe(tmp_path / "data" / "shards", corpora=corpora, tokenizer=TokenizerConfig("bpe", 300))
+    config.overwrite = True
+    first, second = run(config), run(config)
+    assert first.corpora[0].tally.read == second.corpora[0].tally.read == 40
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "report.html").write_text("mine")
+    config.output = str(tmp_path / "other")
+    with pytest.raises(BadConfig, match=r"report\.html exists and is not of an earlier prepare"):
+        run(config)
+    assert (tmp_path / "other" / "report.html").read_text() == "mine"
+
+
+def test_a_source_that_changed_is_read_again_even_with_its_old_time(tmp_path: Path) -> None:
+    source = tmp_path / "a.txt"
+    source.write_text("old words " * 200)
+    corpora = [CorpusConfig("c", [str(source)], validation_fraction=0.0)]
+    bad = small_recipe(tmp_path / "out", corpora=corpora, tokenizer=TokenizerConfig("bpe", 90_000))
+    with pytest.raises(BadTokenizer):
+        run(bad)
+    times = source.stat()
+    source.write_text("new words " * 200)
+    os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
+    run(small_recipe(tmp_path / "out", corpora=corpora, tokenizer=TokenizerConfig("bpe", 280)))
+    (text,) = text_of(ShardSet(tmp_path / "out" / "c"), Tokenizer(tmp_path / "out" / "tokenizer.model"))
+    assert text.startswith("new words")

@@ -12,6 +12,8 @@ import zstandard
 from fastwarc.stream_io import BrotliWriter
 from fastwarc.warc import WarcRecord, WarcRecordType
 
+from data_pipeline.sources.decompression import Damaged
+from data_pipeline.sources.http_content import decoded_content
 from data_pipeline.sources.text import web_text
 from tests.data_pipeline.crawl import pydoc_pages
 from tests.data_pipeline.reading import dropped, named, read
@@ -175,3 +177,10 @@ def test_an_html_file_in_an_old_encoding(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_bytes('<meta charset="koi8-r"><p>Привет'.encode("koi8-r"))
     (document,), _ = read(tmp_path)
     assert document.text.endswith("<p>Привет")
+
+
+@pytest.mark.parametrize("length", [b"-10", b"+5", b"0x10", b"1_0", b""])
+def test_chunk_lengths_that_are_no_plain_numbers_are_damage(length: bytes) -> None:
+    body = b"28\r\n" + b"a" * 40 + b"\r\n" + length + b"\r\n" + b"x" * 50
+    with pytest.raises(Damaged):
+        list(decoded_content(body, "chunked", ""))
