@@ -58,6 +58,7 @@ def read_corpora(runner: Runner, config: PrepareConfig, corpora: Sequence[Corpus
 def _read(runner: Runner, config: PrepareConfig, corpus: CorpusConfig, files: Sequence[SourceFile]) -> list[Part]:
     stages = [stage for stage in corpus.stages if stage not in LATER_STAGES]
     shared = {
+        "corpus": corpus.name,
         "text_field": corpus.text_field,
         "separator": corpus.separator,
         "stages": stages,
@@ -94,6 +95,7 @@ def located(config: PrepareConfig, sources: Sequence[str], exclude: Sequence[str
 def read_part(
     folder: Path,
     *,
+    corpus: str,
     files: list[dict[str, Any]],
     text_field: str,
     separator: str | None,
@@ -102,7 +104,7 @@ def read_part(
     damaged_files: Any,
     max_document_bytes: int,
 ) -> None:
-    """One part of a corpus."""
+    """One part of a corpus. corpus: its name, so that two corpora with the same sources are two tasks."""
     tally = Tally()
     thresholds = from_plain(FilterConfig, filters)
     read = read_documents(

@@ -445,3 +445,15 @@ def test_a_source_that_changed_is_read_again_even_with_its_old_time(tmp_path: Pa
     run(small_recipe(tmp_path / "out", corpora=corpora, tokenizer=TokenizerConfig("bpe", 280)))
     (text,) = text_of(ShardSet(tmp_path / "out" / "c"), Tokenizer(tmp_path / "out" / "tokenizer.model"))
     assert text.startswith("new words")
+
+
+def test_of_two_corpora_with_the_same_sources_the_one_of_higher_priority_keeps_all(tmp_path: Path) -> None:
+    corpora = [CorpusConfig(name, ["{stdlib}/json/*.py"], validation_fraction=0.0) for name in ("one", "two")]
+    corpora[0].sources = ["{stdlib}/json/*.py", "{stdlib}/email/*.py"]
+    config = small_recipe(tmp_path / "out", corpora=corpora, tokenizer=TokenizerConfig("bpe", 500))
+    config.priority = ["two"]
+    result = run(config)
+    assert [c.tally.kept["deduplicate"][0] for c in result.corpora] == [result.corpora[0].tally.read - 5, 5]
+    config.overwrite, config.corpora[0].sources = True, ["{stdlib}/json/*.py"]
+    with pytest.raises(BadCorpus, match="corpus one is empty: 5 files, 5 documents read, 0 kept"):
+        run(config)
