@@ -96,7 +96,7 @@ class PrepareConfig:
     """From raw text to shards."""
 
     output: str
-    """Folder for the shard sets, tokenizer.model and mix.yaml."""
+    """Folder for the shard sets, tokenizer.model, mix.yaml, report.html and what else is made."""
     corpora: list[CorpusConfig]
     """The corpora of the mix. Of two copies deduplication keeps the one in the corpus of higher priority."""
     priority: list[str] = field(default_factory=list)

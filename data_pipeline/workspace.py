@@ -25,7 +25,7 @@ def check_output(config: PrepareConfig, output: Path) -> None:
         raise BadConfig(f"{output} holds a prepared mix already: use it, choose another output, or set overwrite: true")
     if not any((output / name).exists() for name in ("mix.yaml", _WORK)):
         model = config.tokenizer.model
-        for name in ("tokenizer.model", "report.html", "report.json"):
+        for name in ("tokenizer.model", "quality-filter.npz", "report.html", "report.json"):
             path = output / name
             if path.exists() and not (model is not None and os.path.realpath(model) == os.path.realpath(path)):
                 raise BadConfig(f"{path} exists and is not of an earlier prepare: choose another output")

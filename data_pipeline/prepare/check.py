@@ -14,7 +14,7 @@ from data_pipeline.recipe import LATER_STAGES, CorpusConfig, PrepareConfig
 from data_pipeline.tokenizer import Tokenizer
 
 #: What a corpus cannot be named: files of the output.
-_TAKEN = ("mix.yaml", "report.html", "report.json", "tokenizer.model")
+_TAKEN = ("mix.yaml", "report.html", "report.json", "tokenizer.model", "quality-filter.npz")
 
 
 def check(config: PrepareConfig) -> None:

@@ -20,7 +20,7 @@ from data_pipeline.prepare.progress import Progress
 from data_pipeline.prepare.reading import Part, read_corpora, read_tally
 from data_pipeline.prepare.reporting import Findings, report_data, write_reports
 from data_pipeline.prepare.runner import Executor, InProcess, Runner
-from data_pipeline.prepare.scoring import score_parts
+from data_pipeline.prepare.scoring import CLASSIFIER, score_parts
 from data_pipeline.prepare.selecting import Mask, Selected, check_held_out, held_out_fraction, select
 from data_pipeline.recipe import CorpusConfig, PrepareConfig
 from data_pipeline.shards import publish, sync_directory, write_synced
@@ -207,11 +207,14 @@ class _Preparation:
         }
         report = report_data(self.config, made, self.findings)
         (self.output / "mix.yaml").unlink(missing_ok=True)
-        model = tokenizer.path.read_bytes()
+        files = {"tokenizer.model": tokenizer.path.read_bytes()}
+        if self.findings.classifier is not None:
+            files[CLASSIFIER] = (self.findings.classifier / CLASSIFIER).read_bytes()
+        files["mix.yaml"] = yaml.safe_dump(mix, sort_keys=False).encode()  # the last
         for folder, result in sets:
             publish(folder, self.output / result.name)
         write_reports(self.output, report)
-        for name, content in (("tokenizer.model", model), ("mix.yaml", yaml.safe_dump(mix, sort_keys=False).encode())):
+        for name, content in files.items():
             write_synced(self.output / f".{name}", content)
             os.replace(self.output / f".{name}", self.output / name)
         sync_directory(self.output)

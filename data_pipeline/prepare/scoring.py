@@ -18,7 +18,7 @@ from data_pipeline.prepare.runner import Runner, Task
 from data_pipeline.quality import Classifier, QualityConfig, keep, train_classifier
 from data_pipeline.recipe import PrepareConfig, from_plain
 
-CLASSIFIER = "classifier.npz"
+CLASSIFIER = "quality-filter.npz"
 REPORT = "report.json"
 KEPT = "kept.npy"
 #: Of a document that the filter is trained on: bounds the memory of its training.

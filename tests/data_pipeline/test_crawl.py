@@ -15,7 +15,7 @@ from data_pipeline.config import DataConfig, ShardSource
 from data_pipeline.decontamination import DecontaminationConfig
 from data_pipeline.errors import BadCorpus
 from data_pipeline.prepare import PrepareResult, prepare
-from data_pipeline.quality import QualityConfig
+from data_pipeline.quality import Classifier, QualityConfig
 from data_pipeline.recipe import CorpusConfig, PrepareConfig, TokenizerConfig
 from data_pipeline.shard_reader import ShardSet
 from data_pipeline.stream import Stream
@@ -118,6 +118,12 @@ def test_the_reports_say_what_the_result_says(crawled: tuple[Path, PrepareResult
     assert all(0.8 <= pair["jaccard"] <= 1 for pair in report["duplicates"]["pairs"])
     for page in (folder / "shards" / "report.html", folder / "shards" / "crawl" / "report.html"):
         assert "fuzzy_deduplicate" in page.read_text()
+
+
+def test_the_quality_filter_is_kept_beside_the_shards(crawled: tuple[Path, PrepareResult, list[Page]]) -> None:
+    folder, _, _ = crawled
+    scores = Classifier.load(folder / "shards" / "quality-filter.npz").scores(["Metadata-Version: 2.4 Name: package"])
+    assert scores.shape == (1,) and 0 <= scores[0] <= 1
 
 
 def test_the_mix_streams_with_gpt3s_weights(crawled: tuple[Path, PrepareResult, list[Page]]) -> None:
