@@ -38,8 +38,8 @@ class DedupConfig:
             raise BadConfig(f"deduplicate: bands x rows is {product}, and must be at most 4096; 16 x 8 is usual")
         if not 0 < self.threshold <= 1:
             raise BadConfig(f"deduplicate.threshold is {self.threshold}, and must be above 0 and at most 1")
-        if not 1e-6 <= self.memory_gib < 1e9:
-            raise BadConfig(f"deduplicate.memory_gib is {self.memory_gib}, and must be at least 1e-6")
+        if not 0 < self.memory_gib < 1e9:
+            raise BadConfig(f"deduplicate.memory_gib is {self.memory_gib}, and must be above 0")
         if not 0 <= self.seed < 1 << 63:
             raise BadConfig(f"deduplicate.seed is {self.seed}, and must be at least 0 and less than 2^63")
 
