@@ -48,7 +48,7 @@ class Patience:
                     tries = f"{number} attempts in {spent:.0f} s" if number > 1 else "1 attempt"
                     raise DamagedShard(f"{what} cannot be read: {reason(error)} ({tries})") from error
                 _log.info("%s: %s; trying again in %.1f s", what, reason(error), waited)
-                time.sleep(waited)
+                time.sleep(waited)  # the pause is the point: the store is to recover, and nothing tells when it has
                 pause *= 2
         raise AssertionError("unreachable")
 

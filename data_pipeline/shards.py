@@ -110,7 +110,7 @@ class ShardWriter:
             "tars": self._tars,
         }
         write_synced(self._directory / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
-        sync_directory(self._directory)
+        sync_path(self._directory)
         return manifest
 
     def abandon(self) -> None:
@@ -144,7 +144,7 @@ def publish(built: Path, final: Path) -> None:
             shutil.rmtree(older)
         os.rename(final, older)
     os.rename(built, final)
-    sync_directory(final.parent)
+    sync_path(final.parent)
     if older.exists():
         shutil.rmtree(older)
 
@@ -157,8 +157,8 @@ def write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sync_directory(path: Path) -> None:
-    """Syncs a folder's entries to disk, so that a rename in it survives a power cut."""
+def sync_path(path: Path) -> None:
+    """Syncs a file, or the entries of a folder, to disk, so that a rename survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

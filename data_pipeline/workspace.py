@@ -14,6 +14,8 @@ from data_pipeline.errors import BadConfig, EnvironmentFailure
 from data_pipeline.recipe import PrepareConfig
 
 _WORK = ".prepare"
+#: Files that prepare writes beside the shard sets; the last one last.
+OUTPUT_FILES = ("tokenizer.model", "quality-filter.npz", "report.html", "report.json", "mix.yaml")
 
 
 def check_output(config: PrepareConfig, output: Path) -> None:
@@ -25,7 +27,7 @@ def check_output(config: PrepareConfig, output: Path) -> None:
         raise BadConfig(f"{output} holds a prepared mix already: use it, choose another output, or set overwrite: true")
     if not any((output / name).exists() for name in ("mix.yaml", _WORK)):
         model = config.tokenizer.model
-        for name in ("tokenizer.model", "quality-filter.npz", "report.html", "report.json"):
+        for name in OUTPUT_FILES:
             path = output / name
             if path.exists() and not (model is not None and os.path.realpath(model) == os.path.realpath(path)):
                 raise BadConfig(f"{path} exists and is not of an earlier prepare: choose another output")

@@ -12,9 +12,7 @@ from data_pipeline.prepare.selecting import held_out_fraction
 from data_pipeline.quality import check_config
 from data_pipeline.recipe import LATER_STAGES, CorpusConfig, PrepareConfig
 from data_pipeline.tokenizer import Tokenizer
-
-#: What a corpus cannot be named: files of the output.
-_TAKEN = ("mix.yaml", "report.html", "report.json", "tokenizer.model", "quality-filter.npz")
+from data_pipeline.workspace import OUTPUT_FILES
 
 
 def check(config: PrepareConfig) -> None:
@@ -73,7 +71,7 @@ def _check_corpus(config: PrepareConfig, corpus: CorpusConfig) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", corpus.name) or corpus.name.endswith("-validation"):
         allowed = "use letters, digits, dots, - and _, and no ending -validation"
         raise BadConfig(f'corpus name "{corpus.name}": {allowed}')
-    if corpus.name in _TAKEN:
+    if corpus.name in OUTPUT_FILES:
         raise BadConfig(f"corpus name {corpus.name}: prepare writes a file of that name, choose another")
     if not 0 < corpus.weight < math.inf:
         raise BadConfig(f"corpus {corpus.name}: weight is {corpus.weight}, it must be positive")

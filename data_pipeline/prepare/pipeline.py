@@ -23,7 +23,7 @@ from data_pipeline.prepare.runner import Executor, InProcess, Runner
 from data_pipeline.prepare.scoring import CLASSIFIER, score_parts
 from data_pipeline.prepare.selecting import Mask, Selected, check_held_out, held_out_fraction, select
 from data_pipeline.recipe import CorpusConfig, PrepareConfig
-from data_pipeline.shards import publish, sync_directory, write_synced
+from data_pipeline.shards import publish, sync_path, write_synced
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.workspace import check_output, disk_errors, work_folder
 
@@ -217,4 +217,4 @@ class _Preparation:
         for name, content in files.items():
             write_synced(self.output / f".{name}", content)
             os.replace(self.output / f".{name}", self.output / name)
-        sync_directory(self.output)
+        sync_path(self.output)

@@ -41,7 +41,6 @@ def report_data(config: PrepareConfig, result: PrepareResult, findings: Findings
     total = sum(corpus.weight for corpus in result.corpora)
     return {
         "title": Path(config.output).name,
-        "created": None,
         "sequence_length": config.sequence_length,
         "vocab_size": result.vocab_size,
         "tokenizer_sha256": result.tokenizer_sha256,

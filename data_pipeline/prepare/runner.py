@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import data_pipeline
 from data_pipeline.errors import EnvironmentFailure
 from data_pipeline.prepare.progress import Progress
-from data_pipeline.shards import sync_directory
+from data_pipeline.shards import sync_path
 
 TaskFunction = Callable[..., None]
 _TEMPORARY = ".unfinished-"
@@ -130,8 +130,8 @@ def _fill(function: TaskFunction, folder: Path, task: Task) -> None:
     try:
         function(temporary, **task.arguments, **task.options)
         for path in temporary.iterdir():
-            _sync(path)
-        sync_directory(temporary)
+            sync_path(path)
+        sync_path(temporary)
         os.rename(temporary, folder)
     except FileNotFoundError as error:
         if error.filename is None or not str(error.filename).startswith(str(folder.parents[1])):
@@ -139,11 +139,3 @@ def _fill(function: TaskFunction, folder: Path, task: Task) -> None:
         raise EnvironmentFailure(f"{error.filename} has gone while prepare worked with it") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

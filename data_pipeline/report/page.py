@@ -101,8 +101,6 @@ def _facts(data: Mapping[str, Any]) -> Html:
         ("Training", f"{magnitude(data['training_tokens'])} tokens"),
         ("Tokenizer", data["tokenizer_sha256"][:16]),
     ]
-    if data["created"]:
-        facts.append(("Created", str(data["created"])))
     return element("dl", *(element("div", element("dt", k), element("dd", v)) for k, v in facts), class_="facts")
 
 

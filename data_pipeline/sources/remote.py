@@ -62,7 +62,7 @@ def patiently(url: str, action: Callable[[], Result]) -> Result:
         except Exception as error:
             if wait is None or not _is_transient(error):
                 raise _fault(url, error) from error
-        time.sleep(wait)
+        time.sleep(wait)  # the pause is the point: the server is to recover, and nothing tells when it has
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -52,7 +52,7 @@ class PeakMemory:
                 except psutil.Error:
                     continue
             self.bytes = max(self.bytes, total)
-            time.sleep(0.5)
+            time.sleep(0.5)  # a sample of the memory twice a second; no event tells of a peak
 
     def join(self) -> None:
         self._thread.join()

@@ -28,7 +28,7 @@ def wait_for_ever() -> None:
     while True:
         beat(step)
         step += 1
-        time.sleep(0.05)
+        time.sleep(0.05)  # the length of a step; whoever waits for this process ends it
 
 
 def behave(behaviour: str) -> None:
@@ -51,7 +51,7 @@ def behave(behaviour: str) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         if ATTEMPT == 0:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as one that waits in a collective
-            time.sleep(600)
+            time.sleep(600)  # hangs until it is killed: that is what is tested
     elif behaviour == "fail":
         sys.exit(3)
     elif behaviour == "progress-then-fail":

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import hashlib
-import os
-import random
-import re
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,36 +13,18 @@ from cluster.config import ClusterConfig
 from cluster.session import open_session
 from data_pipeline.baseline import bits_per_byte, unigram_cross_entropy
 from data_pipeline.config import ShardSource
-from data_pipeline.decontamination import DecontaminationConfig
-from data_pipeline.errors import BadConfig, BadCorpus, BadTokenizer, EnvironmentFailure, UserError
+from data_pipeline.errors import BadConfig, BadCorpus
 from data_pipeline.prepare import PrepareResult, prepare
 from data_pipeline.prepare.ray_tasks import RayTasks
 from data_pipeline.prepare.runner import InProcess
-from data_pipeline.recipe import CorpusConfig, PrepareConfig, TokenizerConfig
+from data_pipeline.recipe import CorpusConfig, TokenizerConfig
 from data_pipeline.shard_reader import ShardSet
-from data_pipeline.shards import publish
 from data_pipeline.stream import Stream, ValidationSet
 from data_pipeline.tokenizer import Tokenizer
 from tests.data_pipeline.conftest import mix_of, small_recipe
+from tests.data_pipeline.outputs import hashes, run, text_of, without_reports
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-def run(config: PrepareConfig) -> PrepareResult:
-    return prepare(config, lambda line: None)
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def text_of(shard_set: ShardSet, tokenizer: Tokenizer) -> list[str]:
-    """The documents, back from the packed samples (the last may be cut short)."""
-    rows = shard_set.read(np.arange(len(shard_set)))
-    tokens = np.append(rows[:, :-1].ravel(), rows[-1, -1]).astype(np.int64)
-    parts = np.split(tokens, np.flatnonzero(tokens == tokenizer.eod_id) + 1)
-    return [tokenizer.decode(part[part != tokenizer.eod_id].tolist()) for part in parts if len(part)]
 
 
 def test_what_is_written_is_what_the_result_and_the_mix_say(prepared: tuple[Path, PrepareResult]) -> None:
@@ -143,23 +116,13 @@ def test_twice_gives_the_same_bytes_for_any_number_of_threads(tmp_path: Path, sh
     assert without_reports(again) == without_reports(first) and len(first) > 10
 
 
-def without_reports(files: dict[str, str]) -> dict[str, str]:
-    """All but the reports, which hold times."""
-    return {name: content for name, content in files.items() if "report." not in name}
-
-
-def test_parts_and_workers_change_no_byte(tmp_path: Path, shards: Path) -> None:
-    """The same corpus in many parts, on Ray: other tasks, the same documents in the same order."""
+def test_workers_change_no_byte(tmp_path: Path) -> None:
+    """Many parts, two at a time on Ray, against one after the other in this process."""
+    prepare(small_recipe(tmp_path / "here", part_bytes=50_000), lambda line: None)
     with open_session(ClusterConfig(), 2, on_close=lambda: None):
-        lines: list[str] = []
-        prepare(small_recipe(tmp_path / "again", part_bytes=50_000), lines.append, RayTasks())
-    again, first = without_reports(hashes(tmp_path / "again")), without_reports(hashes(shards))
-    # The tokenizer's training text is drawn part by part; all else depends on the tokenizer.
-    assert again.keys() == first.keys()
-    with open_session(ClusterConfig(), 1, on_close=lambda: None):
-        prepare(small_recipe(tmp_path / "once more", part_bytes=50_000), lines.append, RayTasks())
-    more = without_reports(hashes(tmp_path / "once more"))
-    assert {**more, "mix.yaml": ""} == {**again, "mix.yaml": ""}
+        prepare(small_recipe(tmp_path / "ray", part_bytes=50_000), lambda line: None, RayTasks())
+    here, ray = (without_reports(hashes(tmp_path / name)) for name in ("here", "ray"))
+    assert {**here, "mix.yaml": ""} == {**ray, "mix.yaml": ""}
 
 
 def test_an_existing_tokenizer_is_used_as_it_is(tmp_path: Path, shards: Path) -> None:
@@ -193,189 +156,6 @@ def test_a_finished_output_is_replaced_on_request_only(tmp_path: Path) -> None:
     assert (tmp_path / "out2" / "json" / "thesis.tex").exists()
 
 
-def test_a_replacement_that_breaks_off_leaves_no_mix_that_names_old_and_new(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    corpora = [CorpusConfig(name, [f"{{stdlib}}/{name}/*.py"], validation_fraction=0.0) for name in ("json", "email")]
-    config = small_recipe(tmp_path / "out", corpora=corpora, tokenizer=TokenizerConfig("bpe", 400))
-    run(config)
-
-    def fail_at_the_second(built: Path, final: Path) -> None:
-        if final.name == "email":
-            raise OSError(errno.EIO, "input/output error")
-        publish(built, final)
-
-    monkeypatch.setattr("data_pipeline.prepare.pipeline.publish", fail_at_the_second)
-    config.overwrite = True
-    with pytest.raises(EnvironmentFailure):
-        run(config)
-    assert not (tmp_path / "out" / "mix.yaml").exists()
-    for name in ("json", "email"):
-        ShardSet(tmp_path / "out" / name).verify()
-
-
-def test_prepare_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path, shards: Path) -> None:
-    """SIGKILL, again and again at other moments, until one run comes through."""
-    output = tmp_path / "out"
-    code = (
-        "import sys; from pathlib import Path; from data_pipeline.prepare import prepare\n"
-        "from tests.data_pipeline.conftest import small_recipe\n"
-        "print('imported', flush=True)\n"
-        "prepare(small_recipe(Path(sys.argv[1]), part_bytes=100_000), lambda line: print(line, flush=True))"
-    )
-    prepare(small_recipe(tmp_path / "reference", part_bytes=100_000), lambda line: None)
-    draw = random.Random(7)
-    kills = 0
-    while True:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(output)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == "imported\n"
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(draw.uniform(0.05, 0.9) if kills < 6 else 200)
-        if process.poll() is not None:
-            assert process.returncode == 0, process.stdout.read()
-            process.stdout.close()
-            break
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        process.stdout.close()
-        kills += 1
-        if (output / "mix.yaml").exists():
-            with pytest.raises(BadConfig, match="holds a prepared mix already"):
-                run(small_recipe(output))  # killed when all was in its place: what it left is removed
-            break
-        for manifest in output.glob("*/manifest.json"):
-            ShardSet(manifest.parent).verify()  # what is in its place is whole
-    assert kills >= 3
-    complete, reference = without_reports(hashes(output)), without_reports(hashes(tmp_path / "reference"))
-    assert {**complete, "mix.yaml": ""} == {**reference, "mix.yaml": ""}
-
-
-def test_two_prepares_do_not_share_an_output(tmp_path: Path) -> None:
-    import fcntl
-
-    (tmp_path / "out").mkdir()
-    with open(tmp_path / "out" / ".prepare.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(BadConfig, match="another prepare"):
-            run(small_recipe(tmp_path / "out"))
-
-
-@pytest.mark.parametrize(("kilobytes", "reached"), [(50, ""), (800, "training a char tokenizer")])
-def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path: Path, kilobytes: int, reached: str) -> None:
-    """The process may write no file larger than that: the write fails half-way as on a full disk.
-
-    50 kB break off the reading. With one token a character, tars are twice the text: 800 kB break off a tar.
-    """
-    output = tmp_path / "out"
-    code = (
-        "import resource, signal, sys; from pathlib import Path; from data_pipeline.prepare import prepare\n"
-        "from data_pipeline.recipe import TokenizerConfig\n"
-        "from tests.data_pipeline.conftest import small_recipe\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({kilobytes * 1024}, -1))\n"
-        "config = small_recipe(Path(sys.argv[1]), tokenizer=TokenizerConfig('char', 600))\n"
-        "try: prepare(config, lambda line: print(line, file=sys.stderr))\n"
-        "except Exception as error: print(type(error).__name__, error.exit_code, error)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(output)], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith(f"EnvironmentFailure 1 no space left for {output}"), done.stdout + done.stderr
-    assert done.stdout.count("\n") == 1 and reached in done.stderr
-    assert sorted(path.name for path in output.iterdir()) == [".prepare", ".prepare.lock"]
-    lines: list[str] = []
-    prepare(small_recipe(output, tokenizer=TokenizerConfig("char", 600)), lines.append)
-    assert any("was done before" in line for line in lines) is bool(reached)
-    assert sorted(path.name for path in output.iterdir() if path.name.startswith(".")) == [".prepare.lock"]
-
-
-def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(EnvironmentFailure, match="cannot be prepared") as error:
-        run(small_recipe(tmp_path / "file" / "out"))
-    assert "\n" not in str(error.value)
-
-
-def bad_recipes(tmp_path: Path) -> dict[str, tuple[PrepareConfig, type[UserError], str]]:
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "blank.txt").write_text(" \n\n")
-    (source / "latin.txt").write_bytes("naïve".encode("latin-1"))
-    (tmp_path / "short.txt").write_text("short")
-    output = tmp_path / "out"
-
-    def of(*corpora: CorpusConfig, **changes: object) -> PrepareConfig:
-        return small_recipe(output, corpora=list(corpora), **changes)
-
-    json_corpus = CorpusConfig("json", ["{stdlib}/json/*.py"], validation_fraction=0.0)
-    return {
-        "no corpus": (of(), BadConfig, "corpora is empty"),
-        "no file": (of(CorpusConfig("c", [f"{tmp_path}/*.none"])), BadCorpus, "corpus c: no file matches"),
-        "nothing left": (
-            of(CorpusConfig("c", [str(source)])),
-            BadCorpus,
-            r"corpus c is empty: .*1 clean: empty .*blank\.txt",
-        ),
-        "too little": (
-            of(CorpusConfig("c", [f"{tmp_path}/short.txt"], validation_fraction=0.0), json_corpus),
-            BadCorpus,
-            "too few for one sample of 33",
-        ),
-        "nothing held out": (
-            of(CorpusConfig("json", ["{stdlib}/json/*.py"]), validation_fraction=1e-9),
-            BadCorpus,
-            "larger validation_fraction",
-        ),
-        "twice the name": (of(json_corpus, json_corpus), BadConfig, "two corpora are named json"),
-        "path as name": (of(CorpusConfig("../x", ["a"])), BadConfig, "corpus name"),
-        "weight": (of(CorpusConfig("c", ["a"], weight=-1)), BadConfig, "weight"),
-        "length": (of(json_corpus, sequence_length=0), BadConfig, "sequence_length"),
-        "vocabulary": (of(json_corpus, tokenizer=TokenizerConfig(vocab_size=99999)), BadTokenizer, "is too large"),
-        "model": (of(json_corpus, tokenizer=TokenizerConfig(model="/none.model")), BadTokenizer, r"/none\.model"),
-        "one of the sources": (of(CorpusConfig("c", ["{stdlib}/json/*.py", "/none.txt"])), BadCorpus, "/none.txt"),
-        "name of a file": (of(CorpusConfig("report.html", ["a"])), BadConfig, "writes a file of that name"),
-        "endless weight": (of(CorpusConfig("c", ["a"], weight=float("inf"))), BadConfig, "weight"),
-        "separator": (of(CorpusConfig("c", ["a"], separator="")), BadConfig, "separator is empty"),
-        "late extract": (of(CorpusConfig("c", ["a"], stages=["clean", "extract"])), BadConfig, "extract comes first"),
-        "stage order": (of(CorpusConfig("c", ["a"], stages=["deduplicate", "clean"])), BadConfig, "in this order"),
-        "fuzzy alone": (of(CorpusConfig("c", ["a"], stages=["fuzzy_deduplicate"])), BadConfig, "needs the stage dedup"),
-        "uncurated": (of(CorpusConfig("c", ["a"], stages=["quality"])), BadConfig, "quality.curated"),
-        "overlap": (of(json_corpus, held_out_overlap=float("nan")), BadConfig, "held_out_overlap"),
-        "priority": (of(json_corpus, priority=["jsno"]), BadConfig, 'priority names "jsno"'),
-        "no evaluation sets": (of(CorpusConfig("c", ["a"], stages=["decontaminate"])), BadConfig, "evaluation_sets"),
-        "evaluation sets without text": (
-            of(
-                CorpusConfig("json", ["{stdlib}/json/*.py"], stages=["decontaminate"], validation_fraction=0.0),
-                decontaminate=DecontaminationConfig(evaluation_sets=[f"{tmp_path}/short.txt"]),
-            ),
-            BadCorpus,
-            "give no n-grams",
-        ),
-    }
-
-
-CASES = """no corpus,no file,nothing left,too little,nothing held out,twice the name,path as name,weight,length
-vocabulary,model,one of the sources,name of a file,endless weight,separator,late extract,stage order,fuzzy alone
-uncurated,overlap,priority,no evaluation sets,evaluation sets without text"""
-
-
-def test_every_bad_recipe_is_tried(tmp_path: Path) -> None:
-    assert re.split("[,\n]", CASES) == list(bad_recipes(tmp_path))
-
-
-@pytest.mark.parametrize("case", re.split("[,\n]", CASES))
-def test_bad_input_is_refused_in_one_line_and_leaves_nothing(tmp_path: Path, case: str) -> None:
-    config, kind, message = bad_recipes(tmp_path)[case]
-    with pytest.raises(kind, match=message) as error:
-        run(config)
-    assert error.value.exit_code == 2 and "\n" not in str(error.value)
-    left = os.listdir(config.output) if os.path.exists(config.output) else []
-    assert set(left) <= {".prepare.lock", ".prepare"}
-
-
 def test_the_unigram_bar_lies_between_nothing_learned_and_everything(shards: Path) -> None:
     config = mix_of(shards)
     nats = unigram_cross_entropy(config.mix, config.validation)
@@ -388,31 +168,6 @@ def test_the_unigram_bar_lies_between_nothing_learned_and_everything(shards: Pat
     assert unigram_cross_entropy(alone, alone) == pytest.approx(entropy)
     tools = ShardSet(shards / "tools")
     assert bits_per_byte(np.log(2), alone) == pytest.approx(tools.tokens / tools.bytes)
-
-
-def test_a_run_killed_while_it_replaces_an_older_set_goes_on(tmp_path: Path) -> None:
-    json_only = [CorpusConfig("json", ["{stdlib}/json/*.py"], validation_fraction=0.0)]
-    config = small_recipe(tmp_path / "out", corpora=json_only, tokenizer=TokenizerConfig("bpe", 400))
-    run(config)
-    code = (
-        "import os, shutil, sys; from pathlib import Path; from data_pipeline.prepare import prepare\n"
-        "from data_pipeline.recipe import CorpusConfig, TokenizerConfig\n"
-        "from tests.data_pipeline.conftest import small_recipe\n"
-        "remove = shutil.rmtree\n"
-        "def die(path, *a, **k):\n"
-        "    if str(path).endswith('.replaced'): os._exit(9)\n"
-        "    remove(path, *a, **k)\n"
-        "shutil.rmtree = die\n"
-        "corpora = [CorpusConfig('json', ['{stdlib}/json/*.py'], validation_fraction=0.0)]\n"
-        "recipe = small_recipe(Path(sys.argv[1]), corpora=corpora, tokenizer=TokenizerConfig('bpe', 400))\n"
-        "recipe.overwrite = True; prepare(recipe, print)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], cwd=REPOSITORY, check=False)
-    assert done.returncode == 9 and not (tmp_path / "out" / "mix.yaml").exists()
-    config.overwrite = True
-    run(config)
-    ShardSet(tmp_path / "out" / "json").verify()
-    assert (tmp_path / "out" / "mix.yaml").exists()
 
 
 def test_the_output_is_never_a_source_and_foreign_files_are_not_replaced(tmp_path: Path) -> None:
@@ -430,21 +185,6 @@ def test_the_output_is_never_a_source_and_foreign_files_are_not_replaced(tmp_pat
     with pytest.raises(BadConfig, match=r"report\.html exists and is not of an earlier prepare"):
         run(config)
     assert (tmp_path / "other" / "report.html").read_text() == "mine"
-
-
-def test_a_source_that_changed_is_read_again_even_with_its_old_time(tmp_path: Path) -> None:
-    source = tmp_path / "a.txt"
-    source.write_text("old words " * 200)
-    corpora = [CorpusConfig("c", [str(source)], validation_fraction=0.0)]
-    bad = small_recipe(tmp_path / "out", corpora=corpora, tokenizer=TokenizerConfig("bpe", 90_000))
-    with pytest.raises(BadTokenizer):
-        run(bad)
-    times = source.stat()
-    source.write_text("new words " * 200)
-    os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
-    run(small_recipe(tmp_path / "out", corpora=corpora, tokenizer=TokenizerConfig("bpe", 280)))
-    (text,) = text_of(ShardSet(tmp_path / "out" / "c"), Tokenizer(tmp_path / "out" / "tokenizer.model"))
-    assert text.startswith("new words")
 
 
 def test_of_two_corpora_with_the_same_sources_the_one_of_higher_priority_keeps_all(tmp_path: Path) -> None:

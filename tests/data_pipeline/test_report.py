@@ -69,7 +69,6 @@ def example() -> dict[str, Any]:
     other = {"corpus": "books", "source": "b", "excerpt": "the quick red fox jumps over the dog"}
     return {
         "title": "shards",
-        "created": None,
         "sequence_length": 2_048,
         "vocab_size": 32_768,
         "tokenizer_sha256": "0123456789abcdef" * 4,
