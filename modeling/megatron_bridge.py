@@ -108,3 +108,21 @@ def seed_dropout(seed: int, tensor_rank: int) -> None:
     tracker.reset()
     # Offset as in Megatron Core's model_parallel_cuda_manual_seed, so that the two kinds of states never coincide.
     tracker.add(megatron_random._MODEL_PARALLEL_RNG_TRACKER_NAME, seed + 2718 + tensor_rank)
+
+
+def random_state() -> dict[str, Any]:
+    """Everything that dropout draws from: the default generators, and the tracker's."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    state["tracker"] = megatron_random.get_cuda_rng_tracker().get_states()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go back to what `random_state` returned: what is drawn from here on is drawn again."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+    # A copy of the table: the tracker replaces its entries as they are drawn from.
+    megatron_random.get_cuda_rng_tracker().set_states(dict(state["tracker"]))

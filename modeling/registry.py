@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from modeling.errors import ModelError
 from modeling.gpt import config as gpt_config
@@ -15,6 +15,7 @@ from modeling.gpt import presets as gpt_presets
 if TYPE_CHECKING:  # torch takes seconds to import, and recipes are read without it
     import torch
 
+    from modeling.coupling import Coupling, Embedded
     from modeling.execution import Execution
     from modeling.sharding import Shard
 
@@ -29,7 +30,21 @@ class Implementation(Protocol):
         """The global place of each of a chunk's parameters."""
 
     def forward_step(self, batch: dict[str, torch.Tensor], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
-        """One micro-batch through one chunk: its output, and the function from it to (loss, figures)."""
+        """One micro-batch through one chunk: its output, and the function from it to (loss, figures).
+
+        Of families whose loss is a mean over samples.
+        """
+
+    def embed(self, batch: dict[str, torch.Tensor], model: Any) -> Embedded:
+        """One micro-batch through the model. Of families that couple a batch."""
+
+    def couple(
+        self, embedded: Sequence[Embedded], config: Any, group: torch.distributed.ProcessGroup | None
+    ) -> Coupling:
+        """The loss over the micro-batches of all ranks of `group`, and its gradients. Of families that couple a batch.
+
+        Collective; `embedded` are this rank's, without a graph.
+        """
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,12 @@ class Family:
     """Training FLOPs a token, in the convention of the family's `flops.py`."""
     module: str
     """Where the implementation is; imported on first use, since it takes seconds and recipes can be read without it."""
+    reads: Literal["text", "pairs"] = "text"
+    """What its batches are made of: packed tokens, or pictures with captions."""
+    couples_batch: bool = False
+    """Whether a sample's loss depends on the other samples of the global batch: then the implementation has `embed` and
+    `couple` in place of `forward_step`.
+    """
 
     @property
     def implementation(self) -> Implementation:
