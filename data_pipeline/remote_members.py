@@ -66,6 +66,17 @@ class RemoteMembers(MembersBase):
             finally:
                 os.close(descriptor)
 
+    def part(self, member: int, offset: int, size: int) -> bytes:
+        descriptor = self._open(self.place(member), self._layout.key(member))
+        try:
+            return os.pread(descriptor, size, offset)
+        finally:
+            os.close(descriptor)
+
+    def forget(self, member: int) -> bool:
+        self._remote.cache.discard(self._layout.key(member))
+        return True
+
     def fetch_ahead(self, members: Iterable[int]) -> None:
         cache = self._remote.cache
         self._ahead.want([member for member in members if not cache.has(self._layout.key(member))])
@@ -100,7 +111,7 @@ class RemoteMembers(MembersBase):
                 raise Corrupt("it fails its CRC")
             return data
 
-        what = f"member {place.member:09d}.npy of {self.tar_path(place.tar)}"
+        what = f"{self._layout.label(place.member)} of {self.tar_path(place.tar)}"
         try:
             return REMOTE.attempt(what, attempt)
         except OSError as error:

@@ -39,6 +39,15 @@ class Layout:
     index: NDArray[np.int64]
     row_bytes: int
     manifest_sha256: str
+    pairs_per_member: int = 0
+    """Of a shard set of pairs, whose index has bytes in the place of rows; 0: members are arrays of rows."""
+
+    def label(self, member: int) -> str:
+        """The member's name in messages."""
+        if not self.pairs_per_member:
+            return f"member {member:09d}.npy"
+        first = member * self.pairs_per_member
+        return f"the member of pairs {first:09d} to {first + self.pairs_per_member - 1:09d}"
 
     def key(self, member: int) -> str:
         """The member's name in a cache: the same for the same data, wherever they lie."""
@@ -68,6 +77,12 @@ class Members(Protocol):
     def rows(self, out: NDArray[Any], members: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
         """Puts row `rows[i]` of member `members[i]` into `out[i]`. Raises DamagedMember."""
 
+    def part(self, member: int, offset: int, size: int) -> bytes:
+        """Bytes of a member's data, not checked; fewer at its end. Raises DamagedMember if they cannot be read."""
+
+    def forget(self, member: int) -> bool:
+        """Gives up a local copy, whose bytes are wrong; False if there is none and the source itself was read."""
+
     def fetch_ahead(self, members: Iterable[int]) -> None:
         """Begins to fetch what will be wanted; does not wait and does not fail."""
 
@@ -88,7 +103,8 @@ class MembersBase:
         if not (
             0 <= tar < len(self._layout.tars) and 0 < offset < offset + place.size <= self._layout.tars[tar]["size"]
         ):
-            raise DamagedMember(f"{self._store.path('index.npy')} puts member {member:09d}.npy outside its tar", member)
+            label = self._layout.label(member)
+            raise DamagedMember(f"{self._store.path('index.npy')} puts {label} outside its tar", member)
         return place
 
     def tar_path(self, tar: int) -> str:
@@ -97,9 +113,8 @@ class MembersBase:
 
     def damaged(self, place: Place, why: str) -> DamagedMember:
         """The error for a member whose bytes are wrong."""
-        message = (
-            f"{self.tar_path(place.tar)} is damaged: member {place.member:09d}.npy {why}; prepare this shard set again"
-        )
+        label = self._layout.label(place.member)
+        message = f"{self.tar_path(place.tar)} is damaged: {label} {why}; prepare this shard set again"
         return DamagedMember(message, place.member)
 
 
@@ -132,6 +147,14 @@ class LocalMembers(MembersBase):
             if self._patiently(place, lambda: self._row(row, tar, offset)) != size:  # noqa: B023  (called at once)
                 message = f"{self.tar_path(tar)} ends too early: prepare this shard set again"
                 raise DamagedMember(message, place.member)
+
+    def part(self, member: int, offset: int, size: int) -> bytes:
+        place = self.place(member)
+        data: bytes = self._patiently(place, lambda: os.pread(self._descriptor(place.tar), size, place.offset + offset))
+        return data
+
+    def forget(self, member: int) -> bool:
+        return False
 
     def fetch_ahead(self, members: Iterable[int]) -> None:
         pass

@@ -43,7 +43,7 @@ class ShardSet:
         self._store = open_store(str(location), cache or CacheConfig())
         self.location = self._store.location
         self.remote = isinstance(self._store, RemoteStore)
-        self.manifest, self.manifest_sha256 = _read_manifest(self._store)
+        self.manifest, self.manifest_sha256 = read_manifest(self._store, "text", FORMAT_VERSION)
         m = self.manifest
         self.name: str = m["name"]
         self.sequence_length: int = m["sequence_length"]
@@ -139,7 +139,8 @@ def _members_of(store: LocalStore | RemoteStore, layout: Layout) -> Members:
     return RemoteMembers(store, layout) if isinstance(store, RemoteStore) else LocalMembers(store, layout)
 
 
-def _read_manifest(store: Store) -> tuple[dict[str, Any], str]:
+def read_manifest(store: Store, kind: str, known: int) -> tuple[dict[str, Any], str]:
+    """The manifest of a shard set of this kind (text, image-text) and format, and its SHA-256. Raises BadShards."""
     path = store.path(MANIFEST)
     try:
         content = store.manifest()
@@ -151,10 +152,13 @@ def _read_manifest(store: Store) -> tuple[dict[str, Any], str]:
         version = manifest["format_version"]
     except (ValueError, TypeError, KeyError) as error:
         raise BadShards(f"{path} is no shard manifest: run `trestle prepare` again") from error
-    if version != FORMAT_VERSION:
+    if manifest.get("kind", "text") != kind:
         raise BadShards(
-            f"{store.location} has shard format {version}, this version reads {FORMAT_VERSION}: prepare again"
+            f"{store.location} is a shard set of {manifest.get('kind', 'text')}, but {kind} is wanted here: GPT trains "
+            "on text, CLIP on image-text; name another shard set, or set model.family to what fits"
         )
+    if version != known:
+        raise BadShards(f"{store.location} has shard format {version}, this version reads {known}: prepare again")
     if not all(_TAR_NAME.fullmatch(str(tar["file"])) for tar in manifest["tars"]):
         raise BadShards(f"{path} names a file outside its folder")
     return manifest, hashlib.sha256(content).hexdigest()

@@ -37,8 +37,8 @@ class Store(Protocol):
     def array(self, name: str, sha256: str) -> NDArray[np.int64]:
         """A .npy file of the given checksum, mapped read-only. Raises DamagedShard."""
 
-    def tokenizer(self) -> Path:
-        """Where tokenizer.model, from beside the shard set, lies on this machine. Raises BadTokenizer."""
+    def tokenizer(self, name: str = TOKENIZER) -> Path:
+        """Where the tokenizer's file, from beside the shard set, lies on this machine. Raises BadTokenizer."""
 
     def path(self, name: str) -> str:
         """A file's name for messages."""
@@ -76,8 +76,8 @@ class LocalStore:
         except OSError as error:
             raise DamagedShard(f"{path} cannot be read: {error.strerror}") from error
 
-    def tokenizer(self) -> Path:
-        return self.directory.parent / TOKENIZER
+    def tokenizer(self, name: str = TOKENIZER) -> Path:
+        return self.directory.parent / name
 
 
 class RemoteStore:
@@ -88,7 +88,7 @@ class RemoteStore:
         self.cache = cache
         self._lock = threading.Lock()
         self._opened: tuple[int, Any] | None = None
-        self._tokenizer: Path | None = None
+        self._tokenizers: dict[str, Path] = {}
         self._filesystem()  # a package that is missing is told at once
 
     def path(self, name: str) -> str:
@@ -119,16 +119,16 @@ class RemoteStore:
             self.cache.discard(sha256)
         raise DamagedShard(f"the copy of {url} in {self.cache.directory} is damaged again and again: is the disk ill?")
 
-    def tokenizer(self) -> Path:
-        if self._tokenizer is not None:
-            return self._tokenizer
-        url = f"{self.location.rpartition('/')[0]}/{TOKENIZER}"
+    def tokenizer(self, name: str = TOKENIZER) -> Path:
+        if name in self._tokenizers:
+            return self._tokenizers[name]
+        url = f"{self.location.rpartition('/')[0]}/{name}"
         try:
             content = REMOTE.attempt(url, lambda: self._fetch(url))
         except FileNotFoundError:
-            raise BadTokenizer(f"there is no {url}; put the tokenizer.model of these shards there") from None
-        self._tokenizer = self.cache.keep(content, TOKENIZER)
-        return self._tokenizer
+            raise BadTokenizer(f"there is no {url}; put the {name} of these shards there") from None
+        self._tokenizers[name] = self.cache.keep(content, name)
+        return self._tokenizers[name]
 
     def range(self, name: str, offset: int, size: int) -> bytes:
         """So many bytes of a file: one attempt. Raises Corrupt if fewer came, BadShards if ranges are not answered."""

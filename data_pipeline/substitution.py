@@ -43,6 +43,6 @@ def _other(member: int, damaged: Set[int], name: str, count: int) -> int:
             return int(candidate)
     tried = min(count, _CANDIDATES + 1) - 1
     raise DamagedShard(
-        f"member {member:09d}.npy of {name} and the {tried} that could stand in for it are all damaged or out of "
+        f"member {member:09d} of {name} and the {tried} that could stand in for it are all damaged or out of "
         "reach: mend the shards or the way to them"
     )
