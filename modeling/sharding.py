@@ -36,6 +36,8 @@ class Shard:
     """This rank's number among them."""
     tied_copy: bool = False
     """A second copy, on the last pipeline stage, of a parameter that the first stage owns."""
+    maximum: float | None = None
+    """What every update is clamped to from above."""
 
     @property
     def numel(self) -> int:

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from modeling import groups
+from modeling import groups, megatron_bridge
+from modeling.coupling import Embedded
 from modeling.execution import Execution
 from modeling.registry import Family
 from modeling.sharding import Shard
 from training.checkpoint import Piece
 from training.config import OptimizerConfig, ParallelConfig
+from training.engine.coupled import coupled_backward, micro_batch_seed
 from training.engine.fragments import Fragment
 
 MicroBatch = dict[str, torch.Tensor]
@@ -55,17 +57,22 @@ class Engine(ABC):
         self.family = inputs.family
         self.chunks = inputs.chunks
         self.shard_of = {id(parameter): shard for parameter, shard in inputs.shards}
+        self._bounded = [(parameter, shard) for parameter, shard in inputs.shards if shard.maximum is not None]
         self.coordinates = groups.coordinates()
         self.device = groups.device()
         self._schedule = groups.pipeline_schedule()
         self.optimizer_steps = 0
         """Updates applied: Adam's own counter, skipped steps left out."""
+        self.dropout_seed: int | None = None
+        """Seeds the micro-batches of a step where the family couples a batch; null: whatever the generators give."""
 
     # -- running the model ------------------------------------------------------------------------------------
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch]) -> list[Figures]:
         """Accumulate the gradient of the mean loss over `micro_batches`; the figures of each, on the last stage."""
         self._set_training(True)
+        if self.family.couples_batch:
+            return self._coupled(micro_batches)
         return self._run(micro_batches, forward_only=False)
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> list[Figures]:
@@ -73,6 +80,25 @@ class Engine(ABC):
         self._set_training(False)
         with torch.no_grad():
             return self._run(micro_batches, forward_only=True)
+
+    def embed(self, micro_batch: MicroBatch) -> Embedded:
+        """Features of one micro-batch, without gradients or dropout. Of families that couple a batch."""
+        self._set_training(False)
+        (model,) = self.callables()
+        with torch.no_grad():
+            return self.family.implementation.embed(micro_batch, model)
+
+    def _coupled(self, micro_batches: Sequence[MicroBatch]) -> list[Figures]:
+        (model,) = self.callables()
+        here = self.coordinates
+
+        def seed(number: int) -> None:
+            if self.dropout_seed is not None:
+                overall = here.data * len(micro_batches) + number
+                megatron_bridge.seed_dropout(micro_batch_seed(self.dropout_seed, overall), here.tensor)
+
+        group = groups.data_group()
+        return coupled_backward(self.family, self.inputs.model_config, model, micro_batches, group, before=seed)
 
     def _run(self, micro_batches: Sequence[MicroBatch], *, forward_only: bool) -> list[Figures]:
         models = self.callables()
@@ -140,6 +166,21 @@ class Engine(ABC):
     def step(self, learning_rate: float) -> StepResult:
         """Complete, reduce and clip the gradients, update the weights and clear the gradients."""
 
+    def keep_bounds(self) -> None:
+        """After an update: pull parameters that have a `Shard.maximum` back to it, masters and weights alike."""
+        if not self._bounded:
+            return
+        with torch.no_grad():
+            for fragment in self.fragments():
+                if fragment.shard.maximum is not None:
+                    fragment.weight.clamp_(max=fragment.shard.maximum)
+            for parameter, shard in self._bounded:
+                # Rounding is monotonic, so that this is the rounded master.
+                parameter.clamp_(max=shard.maximum)
+                partition = getattr(parameter, "ds_tensor", None)  # ZeRO 3 also keeps this rank's part of it
+                if partition is not None:
+                    partition.clamp_(max=shard.maximum)
+
     # -- state ----------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -156,7 +197,7 @@ class Engine(ABC):
             low, high = fragment.owned()
             if high > low:
                 for kind, tensor in fragment.tensors():
-                    yield fragment.piece(kind, low, high), tensor[low:high]
+                    yield fragment.piece(kind, low, high), tensor[low:high].float()  # what is frozen may be in bf16
 
     def load(self, read: Callable[[Piece], torch.Tensor], optimizer_steps: int) -> None:
         """Take over state from a checkpoint's reader, whatever layout wrote it."""
@@ -197,9 +238,9 @@ def all_reduce_together(tensors: list[torch.Tensor], group: dist.ProcessGroup) -
 
 
 def parameter_groups(inputs: EngineInputs) -> list[dict[str, Any]]:
-    """Matrices with weight decay, everything else without."""
-    decayed = [p for p, shard in inputs.shards if shard.decay]
-    plain = [p for p, shard in inputs.shards if not shard.decay]
+    """Matrices with weight decay, everything else without; what is frozen is in no group."""
+    decayed = [p for p, shard in inputs.shards if shard.decay and p.requires_grad]
+    plain = [p for p, shard in inputs.shards if not shard.decay and p.requires_grad]
     decay = inputs.optimizer.weight_decay
     both = [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in both if group["params"]]

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 
 from modeling import megatron_bridge
-from modeling.registry import Embedded, Family
+from modeling.coupling import Embedded
+from modeling.registry import Family
 
 MicroBatch = dict[str, torch.Tensor]
 Figures = dict[str, torch.Tensor]

@@ -155,6 +155,15 @@ def runs(engine: Any, parameters: list[torch.nn.Parameter]) -> Iterator[Run]:
             yield parameter, here.start, flats[mapping.param_group_index], there.start, here.numel
 
 
+def frozen_run(engine: Any, parameter: torch.nn.Parameter) -> tuple[int, torch.Tensor]:
+    """Stage 3: the first element and the values of this rank's part of a parameter that no optimizer holds."""
+    partition = getattr(parameter, "ds_tensor")
+    length = partition.numel()
+    start = engine.optimizer._get_param_partition_rank(parameter) * length
+    valid = max(0, min(length, getattr(parameter, "ds_numel") - start))
+    return start, partition.data[:valid]
+
+
 def publish(engine: Any) -> None:
     """Write the fp32 masters back into the weights that forward uses, on every rank."""
     optimizer = engine.optimizer

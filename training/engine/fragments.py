@@ -26,8 +26,9 @@ class Fragment:
     shard: Shard
     start: int
     weight: torch.Tensor
-    exp_avg: torch.Tensor
-    exp_avg_sq: torch.Tensor
+    exp_avg: torch.Tensor | None
+    """None, like the other moment, of a parameter that is frozen."""
+    exp_avg_sq: torch.Tensor | None
     copies: int = 1
     """Data-parallel ranks that hold this very fragment (all of them without ZeRO)."""
     copy: int = 0
@@ -40,7 +41,9 @@ class Fragment:
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for kind in KINDS:
-            yield kind, getattr(self, kind)
+            tensor = getattr(self, kind)
+            if tensor is not None:
+                yield kind, tensor
 
     def piece(self, kind: str, low: int, high: int) -> Piece:
         """Elements [low, high) of this fragment in a checkpoint's terms."""

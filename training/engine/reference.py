@@ -41,6 +41,7 @@ class ReferenceEngine(Engine):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
             self.optimizer.step()
+            self.keep_bounds()
             self.optimizer_steps += 1
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(norm, skipped=not finite)
@@ -57,6 +58,10 @@ class ReferenceEngine(Engine):
     def fragments(self) -> Iterator[Fragment]:
         here = self.coordinates
         for parameter, shard in self.inputs.shards:
+            if not parameter.requires_grad:
+                flat = parameter.data.view(-1)
+                yield Fragment(shard, 0, flat, None, None, copies=here.data_size, copy=here.data)
+                continue
             state = materialise(self.optimizer, parameter)
             weight, first, second = (t.view(-1) for t in (parameter.data, state["exp_avg"], state["exp_avg_sq"]))
             yield Fragment(shard, 0, weight, first, second, copies=here.data_size, copy=here.data)

@@ -68,6 +68,8 @@ class ZeroEngine(Engine):
         """DeepSpeed takes its masters from the bf16 weights; initial values are known in fp32, so start from those."""
         seed = self.inputs.execution.seed
         for fragment in self.fragments():
+            if fragment.exp_avg is None:
+                continue  # a frozen weight has no master
             start = fragment.start
             values = fragment.shard.initial_values(seed, start, start + fragment.weight.numel(), fragment.weight.device)
             fragment.weight.copy_(values)
@@ -84,18 +86,33 @@ class ZeroEngine(Engine):
         self.engine.step()
         skipped = self.engine.skipped_steps > skipped_before
         if not skipped:
+            self.keep_bounds()
             self.optimizer_steps += 1
         return StepResult(float(self.engine.get_global_grad_norm()), skipped)
 
     def fragments(self) -> Iterator[Fragment]:
         optimizer = bridge.base_optimizer(self.engine)
-        parameters = [parameter for parameter, _ in self.inputs.shards]
+        parameters = [parameter for parameter, _ in self.inputs.shards if parameter.requires_grad]
         for parameter, start, flat, offset, length in bridge.runs(self.engine, parameters):
             state = materialise(optimizer, flat)
             weight, first, second = (
                 t.data[offset : offset + length] for t in (flat, state["exp_avg"], state["exp_avg_sq"])
             )
             yield Fragment(self.shard_of[id(parameter)], start, weight, first, second)
+        yield from self._frozen_fragments()
+
+    def _frozen_fragments(self) -> Iterator[Fragment]:
+        """What no optimizer holds: whole on every rank, or at stage 3 divided like all weights."""
+        here = self.coordinates
+        for parameter, shard in self.inputs.shards:
+            if parameter.requires_grad:
+                continue
+            if self.inputs.parallel.zero_stage < 3:
+                yield Fragment(shard, 0, parameter.data.view(-1), None, None, copies=here.data_size, copy=here.data)
+                continue
+            start, part = bridge.frozen_run(self.engine, parameter)
+            if len(part):
+                yield Fragment(shard, start, part, None, None)
 
     def publish(self) -> None:
         for state in bridge.base_optimizer(self.engine).state.values():
