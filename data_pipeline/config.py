@@ -43,6 +43,35 @@ class CacheConfig:
 
 
 @dataclass
+class ImageConfig:
+    """How pictures of image-text shards become a model's input."""
+
+    augment: Literal["none", "square_crop", "random_resized_crop"] = "square_crop"
+    """square_crop: the shorter side is resized to the model's, and a square is cut out at random (CLIP's paper);
+    random_resized_crop: a part of random size and shape is resized to a square (open_clip's default); none: as in
+    evaluation, the square in the middle.
+    """
+    crop_scale: list[float] = field(default_factory=lambda: [0.9, 1.0])
+    """Of random_resized_crop: least and greatest share of the picture's area."""
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    """Of random_resized_crop: least and greatest width ÷ height of the part."""
+    flip: float = 0.0
+    """Probability of mirroring left and right. Captions that tell left from right, or text in pictures, forbid it."""
+    brightness: float = 0.0
+    """Greatest change: a factor from 1 - b to 1 + b is drawn. The same for contrast and saturation."""
+    contrast: float = 0.0
+    """Greatest change of the contrast."""
+    saturation: float = 0.0
+    """Greatest change of the saturation."""
+    jitter: float = 1.0
+    """Probability that brightness, contrast and saturation are changed at all."""
+    grayscale: float = 0.0
+    """Probability of taking the colours away."""
+    workers: int = 4
+    """Threads of a rank that decode pictures; 0: the one that reads. Without effect on what is read."""
+
+
+@dataclass
 class DataConfig:
     """What a training run reads."""
 
@@ -75,3 +104,5 @@ class DataConfig:
     a step's loss but still count in its divisor, so that every token weighs the same in any batch and layout; reported
     losses are means over the targets that are left.
     """
+    images: ImageConfig = field(default_factory=ImageConfig)
+    """Of image-text shards: augmentation and decoding."""

@@ -16,7 +16,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.errors import BadConfig, DataMismatch
 from data_pipeline.mixing import Curriculum
 from data_pipeline.permutation import derive_key
-from data_pipeline.shard_reader import ShardSet
+from data_pipeline.sample_set import SampleSet
 from data_pipeline.shuffling import Shuffle
 from data_pipeline.stream_state import History
 
@@ -45,10 +45,11 @@ class Era:
         self,
         described: dict[str, Any],
         seed: int,
-        sets: Sequence[ShardSet],
+        sets: Sequence[SampleSet],
         first: int,
         left_off: dict[tuple[str, str], tuple[int, Shuffle]],
     ) -> None:
+        self.described = described
         self.corpora = [_corpus(entry, seed, sets) for entry in described["mix"]]
         self.shuffle = Shuffle(described["shuffle"].get("window"))
         names = [corpus.name for corpus in self.corpora]
@@ -99,7 +100,7 @@ class Replay:
 
 
 def replay(
-    exceptions: Sequence[dict[str, Any]], fingerprint: dict[str, Any], seed: int, sets: Sequence[ShardSet]
+    exceptions: Sequence[dict[str, Any]], fingerprint: dict[str, Any], seed: int, sets: Sequence[SampleSet]
 ) -> Replay:
     """Goes through the exceptions in the order in which they came to be."""
     described = [e["before"] for e in exceptions if e["kind"] == "change"] + [fingerprint]
@@ -120,11 +121,11 @@ def replay(
     return made
 
 
-def describe(config: DataConfig, sets: Sequence[ShardSet]) -> dict[str, Any]:
-    """The part of a fingerprint that a recipe decides. Raises BadConfig."""
+def describe(config: DataConfig, sets: Sequence[SampleSet], sequence_length: int) -> dict[str, Any]:
+    """The part of a fingerprint that a recipe decides; sequence_length: tokens of a sample. Raises BadConfig."""
     weights = [source.weight for source in config.mix]
     names = [shard_set.name for shard_set in sets]
-    curriculum = segments_of(config, names, sets[0].sequence_length)
+    curriculum = segments_of(config, names, sequence_length)
     if not all(np.isfinite(w) and w >= 0 for w in weights) or not any(weights):
         raise BadConfig(f"data.mix needs corpora with positive weights, not {weights}")
     for name, weight in zip(names, weights, strict=True):
@@ -172,7 +173,7 @@ def normalised(weights: Sequence[float]) -> list[float]:
     return [w / total for w in weights]
 
 
-def _corpus(entry: dict[str, Any], seed: int, sets: Sequence[ShardSet]) -> Corpus:
+def _corpus(entry: dict[str, Any], seed: int, sets: Sequence[SampleSet]) -> Corpus:
     name, manifest = entry["name"], entry["manifest_sha256"]
     key = derive_key(seed, "corpus", name)
     for index, shard_set in enumerate(sets):

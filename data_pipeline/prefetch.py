@@ -8,19 +8,30 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
 from data_pipeline.errors import DamagedShard, DataMismatch
-
-if TYPE_CHECKING:
-    from data_pipeline.stream import Batch, Stream, ValidationSet
-
 
 _FETCH_AHEAD = 8  # batches beyond those that are read
 _PATIENCE_SECONDS = 5.0
 
+B = TypeVar("B")
+C = TypeVar("C", covariant=True)
 
-class Prefetcher:
+
+class Batches(Protocol[C]):
+    """What can be read ahead of: a stream or a validation set."""
+
+    remote: bool
+
+    def batch(self, start: int, size: int, index: int = 0, count: int = 1) -> C:
+        """Slice `index` of `count` of samples start ... start + size."""
+
+    def fetch_ahead(self, start: int, size: int, index: int = 0, count: int = 1) -> None:
+        """Begins to fetch what that batch will read."""
+
+
+class Prefetcher(Generic[B]):
     """Iterates the batches of `requests`, (start, size) pairs, at most `depth` of them ahead.
 
     What remote shard sets will have to give is fetched from further ahead.
@@ -32,23 +43,23 @@ class Prefetcher:
 
     def __init__(
         self,
-        stream: Stream | ValidationSet,
+        stream: Batches[B],
         requests: Iterable[tuple[int, int]],
         index: int = 0,
         count: int = 1,
         depth: int = 2,
     ) -> None:
         self._stream, self._requests, self._index, self._count = stream, requests, index, count
-        self._ready: queue.Queue[tuple[Batch | None, BaseException | None]] = queue.Queue(maxsize=max(1, depth))
+        self._ready: queue.Queue[tuple[B | None, BaseException | None]] = queue.Queue(maxsize=max(1, depth))
         self._stop = threading.Event()
         self._finished = False
         self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[B]:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> B:
         if self._finished or self._stop.is_set():
             raise StopIteration
         batch, error = self._ready.get()
@@ -68,7 +79,7 @@ class Prefetcher:
             with suppress(queue.Empty):
                 self._ready.get(timeout=0.01)  # makes room for a put that waits
 
-    def __enter__(self) -> Prefetcher:
+    def __enter__(self) -> Prefetcher[B]:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,81 +1,39 @@
-"""The stream: batch b is a pure function of (data, seed, mix, b), for any number of ranks, workers and restarts.
+"""The stream of text: batch b is a pure function of (data, seed, mix, b), for any number of ranks and restarts.
 
-consumed number --exceptions--> sample g --mix--> corpus, number in it --epoch, shuffle--> position --> tokens
-
-Each step is closed form, so that a resume is one integer and a rank reads only its slice.
+Which samples a batch has is `mixed_stream.py`'s; here they become tokens.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_pipeline.batch import Batch, slice_of
 from data_pipeline.config import DataConfig
-from data_pipeline.eras import Replay, describe, replay
-from data_pipeline.errors import BadConfig, BadTokenizer, DataMismatch
+from data_pipeline.errors import BadConfig, BadTokenizer
+from data_pipeline.mixed_stream import MixedStream
 from data_pipeline.prefetch import Prefetcher
-from data_pipeline.shard_reader import DamagedMember, ShardSet
-from data_pipeline.stream_state import CHANGEABLE, STATE_VERSION, checked, difference, is_changeable, readable
-from data_pipeline.substitution import substituted
+from data_pipeline.shard_reader import ShardSet
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.validation_set import ValidationSet, check_fit, open_sets
 
 __all__ = ["Batch", "Prefetcher", "Stream", "ValidationSet", "open_sets"]
 
 
-class Stream:
-    """The weighted, shuffled, endless mix of `config.mix`.
-
-    Each corpus is shuffled anew every epoch. exceptions: as in `state()`, for a resume; `continuing` takes the whole
-    state. Raises BadConfig, BadShards or BadTokenizer for a mix that does not fit together; reading raises
-    DamagedShard, and DataMismatch for samples of data that a change has taken away.
-    """
+class Stream(MixedStream[ShardSet]):
+    """Packed samples of text; see `MixedStream`."""
 
     def __init__(self, config: DataConfig, seed: int, exceptions: Sequence[dict[str, Any]] = ()) -> None:
         if not config.mix:
             raise BadConfig("data.mix is empty: name at least one shard set")
-        self._sets = open_sets(config.mix, "data.mix", config.cache)
+        sets = open_sets(config.mix, "data.mix", config.cache)
         for source in config.validation:
-            check_fit(self._sets[0], ShardSet(source.shards, config.cache), "data.validation")
-        self._seed = seed
-        self._substitutes = config.on_damaged == "substitute"
-        self._described = describe(config, self._sets)
-        self.corpora = [shard_set.name for shard_set in self._sets]
-        self.weights = {entry["name"]: entry["weight"] for entry in self._described["mix"]}
-        self.sequence_length = self._sets[0].sequence_length
-        self.vocab_size = self._sets[0].vocab_size
-        self.tokenizer_sha256 = self._sets[0].tokenizer_sha256
-        self.remote = any(shard_set.remote for shard_set in self._sets)
-        self.changed: str | None = None
-        """What is other than in the state that `continuing` was given, in words."""
-        self._lock = threading.Lock()
-        self._found: list[dict[str, Any]] = []
-        self._exceptions: list[dict[str, Any]] = []
-        self._replay = Replay(damaged=[set() for _ in self._sets])
-        self._take(exceptions)
-
-    @classmethod
-    def continuing(cls, config: DataConfig, seed: int, state: dict[str, Any]) -> Stream:
-        """The stream that continues the one which gave `state`.
-
-        Other data are taken over from there on if config.allow_change says so. Raises DataMismatch if it does not, or
-        if they cannot be.
-        """
-        state = readable(state)
-        stream = cls(config, seed, state["exceptions"])
-        saved, own = state["fingerprint"], stream.fingerprint()
-        stream.changed = difference(saved, own)
-        if stream.changed and config.allow_change and is_changeable(saved, own):
-            before = {key: saved[key] for key in CHANGEABLE}
-            stream._take([{"kind": "change", "at": state["samples"], "before": before}])
-        stream.check_state(state)
-        return stream
+            check_fit(sets[0], ShardSet(source.shards, config.cache), "data.validation")
+        super().__init__(config, seed, exceptions, sets, sets[0].sequence_length)
+        self.vocab_size = sets[0].vocab_size
 
     @property
     def tokenizer_path(self) -> Path:
@@ -89,53 +47,8 @@ class Stream:
         for number in range(len(self._sets)):
             mine = corpus == number
             if mine.any():
-                tokens[mine] = self._read(number, position[mine])
+                tokens[mine] = self._read(number, position[mine], self._sets[number].read)
         return Batch(tokens, corpus)
-
-    def locate(self, consumed: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """For consumed sample numbers [n]: corpus index [n] and sample position in its shard set [n]."""
-        corpus, position = self._locate(consumed)
-        for number, damaged in enumerate(self._replay.damaged):
-            if damaged:
-                mine = corpus == number
-                position[mine] = self._substituted(number, position[mine])
-        return corpus, position
-
-    def fetch_ahead(self, start: int, size: int, index: int = 0, count: int = 1) -> None:
-        """Begins to fetch what `batch` will read of remote shard sets; returns at once."""
-        corpus, position = self.locate(slice_of(start, size, index, count))
-        for number, shard_set in enumerate(self._sets):
-            if shard_set.remote:
-                shard_set.fetch_ahead(position[corpus == number])
-
-    def skip(self, at: int, count: int) -> None:
-        """From consumed sample `at` on, sample numbers are shifted by `count` (a range of data is left out)."""
-        self._take([{"kind": "skip", "at": at, "count": count}])
-
-    def found_damage(self) -> list[dict[str, Any]]:
-        """Substitutions that this rank has begun with since the last call, each with its `reason`."""
-        with self._lock:
-            found, self._found = self._found, []
-        return found
-
-    def substitute(self, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Takes over what any rank has found damaged, the same list on every rank; returns what is new."""
-        known = {(e["corpus"], e["member"]) for e in self._exceptions_of_now() if e["kind"] == "substitute"}
-        new = {(e["corpus"], e["member"]): e for e in found if (e["corpus"], e["member"]) not in known}
-        ordered = [new[key] for key in sorted(new)]
-        self._take([{"kind": "substitute", "corpus": e["corpus"], "member": e["member"]} for e in ordered])
-        return ordered
-
-    def epochs(self, samples: int) -> dict[str, float]:
-        """Passes over each corpus after `samples` consumed samples; what was skipped does not count."""
-        drawn = np.zeros(len(self._sets), dtype=np.int64)
-        for number, first, end in self._replay.history.drawn(samples):
-            era = self._replay.eras[number]
-            counts = zip(era.corpora, era.curriculum.counts(first), era.curriculum.counts(end), strict=True)
-            for corpus, before, after in counts:
-                if corpus.index is not None:
-                    drawn[corpus.index] += after - before
-        return {s.name: int(n) / s.samples for s, n in zip(self._sets, drawn, strict=True)}
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer beside the shard sets. Raises BadTokenizer if it is not the shards' own."""
@@ -143,91 +56,3 @@ class Stream:
         if tokenizer.sha256 != self.tokenizer_sha256:
             raise BadTokenizer(f"{self.tokenizer_path} is not the tokenizer that {self.corpora[0]} was made with")
         return tokenizer
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What the stream is a function of: data (hashes of manifests), seed, mix, curriculum, shuffle. JSON-able."""
-        return {
-            "seed": self._seed,
-            "sequence_length": self.sequence_length,
-            "tokenizer_sha256": self.tokenizer_sha256,
-            **self._described,
-        }
-
-    def state(self, samples: int = 0) -> dict[str, Any]:
-        """The position after `samples` consumed samples (the caller counts them, on the optimizer step). JSON-able."""
-        return {
-            "format_version": STATE_VERSION,
-            "samples": samples,
-            "exceptions": [dict(e) for e in self._exceptions],
-            "fingerprint": self.fingerprint(),
-        }
-
-    def check_state(self, state: dict[str, Any]) -> None:
-        """Raises DataMismatch, naming the difference, unless this stream continues the one that gave `state`."""
-        state = readable(state)
-        given = [checked(e) for e in state["exceptions"]]
-        # A stream that has gone on past a change was, when the state was written, what it was before that change.
-        later = (e["before"] for e in self._exceptions[len(given) :] if e["kind"] == "change")
-        then = self.fingerprint() | next(later, {})
-        found = difference(state["fingerprint"], then)
-        if found:
-            way_out = "set it back"
-            if is_changeable(state["fingerprint"], then):
-                way_out += ", or go on with the new from here on with --data.allow-change"
-            raise DataMismatch(f"the data are not those of the checkpoint: {found}; {way_out}")
-        if self._exceptions[: len(given)] != given:
-            raise DataMismatch("the stream was not given the exceptions (skipped ranges) of the checkpoint's state")
-
-    def close(self) -> None:
-        """Closes the files that are open."""
-        for shard_set in self._sets:
-            shard_set.close()
-
-    def _take(self, exceptions: Sequence[dict[str, Any]]) -> None:
-        taken = [*self._exceptions, *(checked(e) for e in exceptions)]
-        made = replay(taken, self._described, self._seed, self._sets)
-        with self._lock:  # a thread that reads ahead may be finding damage just now
-            for known, now in zip(made.damaged, self._replay.damaged, strict=True):
-                known |= now
-            self._exceptions, self._replay = taken, made
-
-    def _locate(self, consumed: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where samples are when nothing is damaged."""
-        made = self._replay  # one and the same, whatever another thread takes over meanwhile
-        era, samples = made.history.resolve(consumed)
-        eras = np.unique(era).tolist() if len(made.eras) > 1 else [0]
-        if len(eras) == 1:
-            return made.eras[eras[0]].locate(samples)
-        corpus, position = np.empty_like(samples), np.empty_like(samples)
-        for number in eras:
-            mine = era == number
-            corpus[mine], position[mine] = made.eras[number].locate(samples[mine])
-        return corpus, position
-
-    def _read(self, number: int, positions: NDArray[np.int64]) -> NDArray[np.unsignedinteger]:
-        shard_set = self._sets[number]
-        while True:
-            try:
-                return shard_set.read(self._substituted(number, positions))
-            except DamagedMember as damage:
-                if not self._substitutes:
-                    raise
-                with self._lock:
-                    self._replay.damaged[number].add(damage.member)
-                    entry = {"corpus": shard_set.name, "member": damage.member, "reason": str(damage)}
-                    self._found.append(entry)
-
-    def _substituted(self, number: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        damaged, shard_set = self._replay.damaged[number], self._sets[number]
-        if not damaged:
-            return positions
-        return substituted(positions, damaged, shard_set.name, shard_set.samples, shard_set.rows_per_member)
-
-    def _exceptions_of_now(self) -> list[dict[str, Any]]:
-        """Those since the last change, which speak of the shard sets that are read now."""
-        last = max((i for i, e in enumerate(self._exceptions) if e["kind"] == "change"), default=-1)
-        return self._exceptions[last + 1 :]
-
-    def _shifted(self, consumed: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The sample numbers that consumed samples are."""
-        return self._replay.history.resolve(consumed)[1]

@@ -3,7 +3,8 @@
     {"kind": "skip", "at", "count"}            from consumed sample `at` on, `count` samples are left out
     {"kind": "substitute", "corpus", "member"}  a damaged member, in whose place others of its corpus are read
     {"kind": "change", "at", "before"}         from `at` on, another mix; `before` is what was read until then: mix,
-                                               curriculum and shuffle, as in the fingerprint
+                                               curriculum and shuffle, as in the fingerprint (and the augmentation,
+                                               of pairs)
 
 Each speaks of the stream as it was under those before it. Format 1 knew skips alone, no curriculum and one shuffle.
 """
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from data_pipeline.errors import DataMismatch
 
 STATE_VERSION = 2
-CHANGEABLE = ("mix", "curriculum", "shuffle")
+CHANGEABLE = ("mix", "curriculum", "shuffle", "augmentation")
 """Parts of the fingerprint that a change may replace; the others never change within a run."""
 
 _FULL = {"mode": "full"}
@@ -53,9 +54,9 @@ def checked(exception: dict[str, Any]) -> dict[str, Any]:
 
 def difference(saved: dict[str, Any], own: dict[str, Any]) -> str | None:
     """What differs between two fingerprints, in words; None if nothing does."""
-    for key in ("seed", "sequence_length", "tokenizer_sha256"):
-        if saved[key] != own[key]:
-            return f"{key} was {saved[key]} and is {own[key]}"
+    for key in ("seed", "sequence_length", "image_size", "tokenizer_sha256"):
+        if saved.get(key) != own.get(key):
+            return f"{key} was {saved.get(key)} and is {own.get(key)}"
     before, now = ({m["name"]: m for m in fingerprint["mix"]} for fingerprint in (saved, own))
     if list(before) != list(now):
         return f"the mix was {', '.join(before)} and is {', '.join(now)}"
@@ -68,6 +69,10 @@ def difference(saved: dict[str, Any], own: dict[str, Any]) -> str | None:
         return f"the curriculum was {_segments(saved)} and is {_segments(own)}"
     if saved["shuffle"] != own["shuffle"]:
         return f"the shuffle was {_shuffle(saved)} and is {_shuffle(own)} (keep it: set {_setting(saved)})"
+    was, is_ = saved.get("augmentation", {}), own.get("augmentation", {})
+    for key in sorted(was | is_):
+        if was.get(key) != is_.get(key):
+            return f"data.images.{key} was {was.get(key)} and is {is_.get(key)}"
     return None
 
 

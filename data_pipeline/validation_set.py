@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from data_pipeline.batch import Batch, slice_of
 from data_pipeline.config import CacheConfig, ShardSource
 from data_pipeline.errors import BadConfig, BadShards
+from data_pipeline.sample_set import SampleSet
 from data_pipeline.shard_reader import ShardSet
 
 
@@ -51,10 +53,17 @@ class ValidationSet:
 
 def open_sets(sources: Sequence[ShardSource], key: str, cache: CacheConfig | None = None) -> list[ShardSet]:
     """Opens the shard sets of one list and checks that they fit together. `key`: the recipe's key, for messages."""
-    sets = [ShardSet(source.shards, cache) for source in sources]
+    return fitting([ShardSet(source.shards, cache) for source in sources], key)
+
+
+S = TypeVar("S", bound=SampleSet)
+
+
+def fitting(sets: list[S], key: str) -> list[S]:
+    """The shard sets of one list, checked to fit together. Raises BadShards."""
     first = sets[0]
     for shard_set in sets:
-        if not len(shard_set):
+        if not shard_set.samples:
             raise BadShards(f"{key}: {shard_set.location} has no samples")
         check_fit(first, shard_set, key)
     names = [shard_set.name for shard_set in sets]
@@ -64,9 +73,9 @@ def open_sets(sources: Sequence[ShardSource], key: str, cache: CacheConfig | Non
     return sets
 
 
-def check_fit(first: ShardSet, other: ShardSet, key: str) -> None:
+def check_fit(first: SampleSet, other: SampleSet, key: str) -> None:
     """Raises BadShards for two shard sets that one model cannot read."""
-    if other.sequence_length != first.sequence_length:
+    if isinstance(first, ShardSet) and isinstance(other, ShardSet) and other.sequence_length != first.sequence_length:
         raise BadShards(
             f"{key}: {first.location} has sequence_length {first.sequence_length}, {other.location} has "
             f"{other.sequence_length}: prepare them with the same one"
@@ -74,5 +83,5 @@ def check_fit(first: ShardSet, other: ShardSet, key: str) -> None:
     if other.tokenizer_sha256 != first.tokenizer_sha256:
         raise BadShards(
             f"{key}: {first.location} and {other.location} were made with different tokenizers: "
-            "prepare them with the same tokenizer.model"
+            "prepare them with the same one"
         )

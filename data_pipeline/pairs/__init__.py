@@ -1,6 +1,6 @@
 """Pictures with captions: shards of pairs → a mixed, resumable stream of batches (images, tokens).
 
-shards.py       writes a shard set of pairs: WebDataset tars, index, manifest (PairWriter; `data_pipeline.shards.publish`)
+shards.py       writes a shard set of pairs: WebDataset tars, index, manifest
 reader.py       PairSet: one corpus's pairs by position, CRC-checked, in a folder or behind a URL
 tokenizers.py   captions → tokens, with SentencePiece or CLIP's own byte pairs
 decode.py       JPEG, PNG, WebP, … → pixels, bounded

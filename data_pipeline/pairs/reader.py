@@ -5,7 +5,6 @@ Nothing grows with the data but the mapped indices. Reading is safe from several
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import zlib
 from collections.abc import Callable

@@ -8,9 +8,9 @@
 
 The files are those of webdataset, whose stock package reads them. What is called a member here is a run of
 `samples_per_member` pairs, from the first picture's data to the end of the last pair, tar headers included: what is
-fetched, kept in a node's cache and shuffled as a whole, as the members of text shards are (about 1 MiB at 50 to 100 KB a
-picture). Every member has the same number of pairs but the set's last. Each pair has its own CRC besides, so that from a
-folder only the pair is read.
+fetched, kept in a node's cache and shuffled as a whole, as the members of text shards are (about 1 MiB, at 50 to 100 KB
+a picture). Every member has the same number of pairs but the set's last. Each pair has its own CRC besides, so that
+only the pair is read where the tars are in a folder.
 
 The caption begins after the picture's last block and one header block: the offsets of the format say where.
 """
@@ -51,8 +51,8 @@ def caption_offset(picture_offset: int, picture_bytes: int) -> int:
 class PairWriter:
     """Writes one shard set into an existing, empty folder: `add` pair by pair, then `finish`.
 
-    The caller publishes the folder with `data_pipeline.shards.publish`. Equal pairs give equal bytes: no times, users or
-    hosts are stored. tokenizer_sha256: `CaptionTokenizer.sha256` of the tokenizer that captions will be encoded with;
+    The caller publishes the folder with `data_pipeline.shards.publish`. Equal pairs give equal bytes: no times, users
+    or hosts are stored. tokenizer_sha256: `CaptionTokenizer.sha256` of the tokenizer that captions will be encoded with;
     its file belongs beside the shard sets, as `tokenizer.model`, `merges.txt` or `merges.txt.gz`. samples_per_tar is
     rounded up to whole members.
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import html
+import itertools
 import re
 import sys
 import unicodedata
@@ -124,11 +125,11 @@ class BytePairCaptions:
         return ids
 
     def _merged(self, word: str) -> tuple[int, ...]:
-        """A word's bytes, of which the last bears the word's end, joined by the merge of lowest rank again and again."""
+        """A word's bytes, of which the last bears the word's end, joined by the merge of lowest rank."""
         ids = [self._of_byte[byte] for byte in word.encode("utf-8", "replace")]
         ids[-1] += 256
         while len(ids) > 1:
-            pairs = [self._merges.get(pair, (sys.maxsize, 0)) for pair in zip(ids, ids[1:], strict=False)]
+            pairs = [self._merges.get(pair, (sys.maxsize, 0)) for pair in itertools.pairwise(ids)]
             rank, number = min(pairs)
             if rank == sys.maxsize:
                 break
