@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from modeling.clip import config as clip_config
+from modeling.clip import flops as clip_flops
+from modeling.clip import presets as clip_presets
 from modeling.errors import ModelError
 from modeling.gpt import config as gpt_config
 from modeling.gpt import flops as gpt_flops
@@ -80,6 +83,16 @@ FAMILIES: dict[str, Family] = {
         parameter_count=gpt_flops.parameter_count,
         flops_per_token=gpt_flops.flops_per_token,
         module="modeling.gpt.network",
+    ),
+    "clip": Family(
+        name="clip",
+        config=clip_config.CLIPConfig,
+        presets=clip_presets.PRESETS,
+        parameter_count=clip_flops.parameter_count,
+        flops_per_token=clip_flops.flops_per_token,
+        module="modeling.clip.network",
+        reads="pairs",
+        couples_batch=True,
     ),
 }
 

@@ -1,0 +1,1 @@
+"""CLIP (Radford et al. 2021): an image and a text tower with one embedding space."""
