@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from training.errors import TrainingError
 from training.metrics.events import EventTail
 from training.metrics.lines import Figure, to_line, truncate
@@ -28,10 +31,10 @@ class MetricsFailed(TrainingError):
 class Recorder:
     """Writes a run's figures on global rank 0; nobody else constructs one.
 
-    `log` and `text` hand plain values to a thread and return at once: reading figures from a device is the caller's
+    `log`, `text` and `image` hand plain values to a thread and return at once: reading figures from a device is the caller's
     business, once per logging interval. `resumed_from` is the step of the checkpoint that the run continues from (None:
     it starts anew); what an earlier attempt recorded after it disappears from metrics.jsonl and from TensorBoard.
-    Raises MetricsFailed, also from `log`, `text`, `flush` and `close` when the thread could not write.
+    Raises MetricsFailed, also from `log`, `text`, `image`, `flush` and `close` when the thread could not write.
     """
 
     def __init__(self, run_directory: Path, resumed_from: int | None = None) -> None:
@@ -63,6 +66,13 @@ class Recorder:
     def text(self, step: int, tag: str, text: str) -> None:
         """A TensorBoard text (Markdown), such as the recipe or a sample."""
         self._hand_over(lambda: self._board.add_text(tag, text, step))
+
+    def image(self, step: int, tag: str, picture: NDArray[np.uint8]) -> None:
+        """A TensorBoard picture, uint8 `[H, W, 3]`. Raises ValueError for anything else."""
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+            raise ValueError(f"the picture {tag} is {picture.dtype} {list(picture.shape)}, not uint8 [H, W, 3]")
+        kept = picture.copy()  # the caller may go on drawing
+        self._hand_over(lambda: self._board.add_image(tag, kept, step, dataformats="HWC"))
 
     def show_events(self, step: int) -> None:
         """Show the table of all events in TensorBoard (the text "events"), if events.jsonl has grown."""
