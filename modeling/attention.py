@@ -1,5 +1,5 @@
-"""Causal attention for Megatron Core's spec, dense or locally banded, in whole samples or document by document: by
-torch's scaled-dot-product kernels, or in blocks where those are slow.
+"""Attention for Megatron Core's spec, causal unless it says otherwise, dense or locally banded, in whole samples or
+document by document: by torch's scaled-dot-product kernels, or in blocks where those are slow.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _kept_band_mask = lru_cache(maxsize=4)(document_masks.band_mask)
 
 
 class CausalAttention(torch.nn.Module):
-    """softmax(Q K^T / sqrt(d)) V with a causal, optionally banded mask; s x s weights are kept for short bf16 sequences
-    on a CPU only.
+    """softmax(Q K^T / sqrt(d)) V with a causal, optionally banded mask, or with `AttnMaskType.no_mask` over all keys;
+    s x s weights are kept for short causal bf16 sequences on a CPU only.
 
     Query `[s, b, heads, d]`, key and value `[t, b, groups, d]`, result `[s, b, heads * d]`. With `band` each position
     sees itself and the `band - 1` before it. `attention_mask` is None, or what `document_masks.attention_mask` made for
-    the whole model; it replaces the other masks.
+    the whole model; it replaces the other masks. With `no_mask` it may also be `[1, 1, 1, t]`, for keys to leave out.
     """
 
     def __init__(
@@ -52,9 +52,10 @@ class CausalAttention(torch.nn.Module):
             key, value = key[-self.band :], value[-self.band :]
         mask = self._mask(query, key, attention_mask)
         # One new token against a cache: it may see all of it, so that no mask is the causal mask.
-        causal = mask is None and attn_mask_type != AttnMaskType.no_mask
+        looks_ahead = attn_mask_type == AttnMaskType.no_mask
+        causal = mask is None and not looks_ahead
         dropping = self.training and self.dropout > 0
-        if (causal or mask is not None) and not dropping and blockwise_attention.takes(query, key):
+        if not looks_ahead and not dropping and blockwise_attention.takes(query, key):
             return blockwise_attention.blockwise_causal_attention(query, key, value, mask, self.band)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         grouped = key.shape[2] != heads
