@@ -9,7 +9,9 @@ Each step is closed form, so that a resume is one integer and a rank reads only 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
@@ -28,7 +30,7 @@ S = TypeVar("S", bound=SampleSet)
 T = TypeVar("T")
 
 
-class MixedStream(Generic[S]):
+class MixedStream(ABC, Generic[S]):
     """The weighted, shuffled, endless mix of `config.mix`, whose shard sets `sets` are.
 
     Each corpus is shuffled anew every epoch. exceptions: as in `state()`, for a resume; `continuing` takes the whole
@@ -47,6 +49,8 @@ class MixedStream(Generic[S]):
         self.corpora = [shard_set.name for shard_set in sets]
         self.weights = {entry["name"]: entry["weight"] for entry in self._described["mix"]}
         self.sequence_length = sequence_length
+        self.vocab_size: int
+        """Of the shards' tokenizer."""
         self.tokenizer_sha256 = sets[0].tokenizer_sha256
         self.remote = any(shard_set.remote for shard_set in sets)
         self.changed: str | None = None
@@ -73,6 +77,15 @@ class MixedStream(Generic[S]):
             stream._take([{"kind": "change", "at": state["samples"], "before": before}])
         stream.check_state(state)
         return stream
+
+    @property
+    @abstractmethod
+    def tokenizer_path(self) -> Path:
+        """The file of the shards' tokenizer. Raises BadTokenizer if it is not there."""
+
+    @abstractmethod
+    def batch(self, start: int, size: int, index: int = 0, count: int = 1) -> Any:
+        """Slice `index` of `count` contiguous slices of consumed samples start ... start + size."""
 
     def locate(self, consumed: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """For consumed sample numbers [n]: corpus index [n] and sample position in its shard set [n]."""

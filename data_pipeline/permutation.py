@@ -41,13 +41,14 @@ def _feistel(x: NDArray[np.uint64], keys: NDArray[np.uint64], high: int, low: in
     left, right = x >> np.uint64(low), x & np.uint64((1 << low) - 1)
     left_bits, right_bits = high, low
     for number in range(1, _ROUNDS + 1):
-        mixed = _finalise(right + keys + np.uint64(number * _GOLDEN & _MASK))
+        mixed = finalise(right + keys + np.uint64(number * _GOLDEN & _MASK))
         left, right = right, left ^ (mixed & np.uint64((1 << left_bits) - 1))
         left_bits, right_bits = right_bits, left_bits
     return (left << np.uint64(low)) | right
 
 
-def _finalise(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def finalise(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix's finaliser of each number: a bijection whose every output bit depends on every input bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -52,8 +52,8 @@ class PairWriter:
     """Writes one shard set into an existing, empty folder: `add` pair by pair, then `finish`.
 
     The caller publishes the folder with `data_pipeline.shards.publish`. Equal pairs give equal bytes: no times, users
-    or hosts are stored. tokenizer_sha256: `CaptionTokenizer.sha256` of the tokenizer that captions will be encoded with;
-    its file belongs beside the shard sets, as `tokenizer.model`, `merges.txt` or `merges.txt.gz`. samples_per_tar is
+    or hosts are stored. tokenizer_sha256: `CaptionTokenizer.sha256` of what captions will be encoded with; its file
+    belongs beside the shard sets, as `tokenizer.model`, `merges.txt` or `merges.txt.gz`. samples_per_tar is
     rounded up to whole members.
     """
 
