@@ -8,9 +8,12 @@ import subprocess
 import sys
 import textwrap
 import time
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as PluginEventAccumulator
 
@@ -57,6 +60,35 @@ def test_the_same_names_and_values_stand_in_both_places(tmp_path: Path) -> None:
     assert board(tmp_path).Tags()["scalars"] == ["tokens", "loss", "grad_norm"]  # what is not known is no point
     assert texts(tmp_path, "recipe") == [(20, "model: {family: gpt}")]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def images(run: Path, tag: str) -> list[tuple[int, np.ndarray]]:
+    """As TensorBoard's image page sees them."""
+    found = PluginEventAccumulator(str(run / "tensorboard"), tensor_size_guidance={"images": 0})
+    found.Reload()
+    if tag not in found.Tags()["tensors"]:
+        return []
+    events = [(event.step, event.tensor_proto.string_val) for event in found.Tensors(tag)]
+    return [(step, np.asarray(Image.open(BytesIO(values[2])))) for step, values in events]  # after width and height
+
+
+def test_a_picture_arrives_as_it_was_when_it_was_given(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    given = picture.copy()
+    recorder.image(20, "retrieval/digits/similarity", picture)
+    picture[:] = 0
+    recorder.image(30, "retrieval/digits/similarity", picture)
+    for wrong in (picture.astype(np.float32), picture[..., :1], picture[0], picture[:0]):
+        with pytest.raises(ValueError, match=r"not uint8 \[H, W, 3\]"):
+            recorder.image(40, "wrong", wrong)
+    recorder.close()
+    (step, first), (later, second) = images(tmp_path, "retrieval/digits/similarity")
+    assert (step, later) == (20, 30)
+    assert np.array_equal(first, given) and not second.any()
+    resumed = Recorder(tmp_path, resumed_from=20)
+    resumed.close()
+    assert [step for step, _ in images(tmp_path, "retrieval/digits/similarity")] == [20]
 
 
 def test_after_a_resume_the_lost_attempts_steps_appear_once(tmp_path: Path) -> None:

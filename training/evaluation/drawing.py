@@ -30,7 +30,7 @@ _SCALE = ((247, 249, 252), (205, 224, 241), (137, 190, 220), (65, 146, 198), (17
 
 @functools.lru_cache(maxsize=8)
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, which every installation has. Letters that it lacks, such as Greek or Chinese, show as boxes."""
+    """Pillow's own font, which every installation has. Letters that it lacks, such as Chinese ones, show as boxes."""
     return ImageFont.load_default(size=size)
 
 

@@ -71,7 +71,10 @@ def probe(
 
 
 def sweep(score: Callable[[float], float], share: Share = alone) -> tuple[float, float, tuple[float, ...]]:
-    """(the best C, its score, all that were tried); the smallest C of several that are best."""
+    """(the best C, its score, all that were tried).
+
+    Of several that are best, as on a set that is easy for many, the middle one: the paper does not say which.
+    """
     last = (_HIGHEST - _LOWEST) * STEPS_PER_DECADE
     step = _DECADES_APART * STEPS_PER_DECADE
     scores: dict[int, float] = {}
@@ -79,7 +82,8 @@ def sweep(score: Callable[[float], float], share: Share = alone) -> tuple[float,
     while True:
         found = share(score, [_c(place) for place in ask])
         scores |= dict(zip(ask, found, strict=True))
-        best = min(scores, key=lambda place: (-scores[place], place))
+        peak = [place for place in sorted(scores) if scores[place] == max(scores.values())]
+        best = peak[(len(peak) - 1) // 2]
         if step == 1:
             return _c(best), scores[best], tuple(_c(place) for place in sorted(scores))
         step //= 2

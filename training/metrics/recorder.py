@@ -31,10 +31,11 @@ class MetricsFailed(TrainingError):
 class Recorder:
     """Writes a run's figures on global rank 0; nobody else constructs one.
 
-    `log`, `text` and `image` hand plain values to a thread and return at once: reading figures from a device is the caller's
-    business, once per logging interval. `resumed_from` is the step of the checkpoint that the run continues from (None:
-    it starts anew); what an earlier attempt recorded after it disappears from metrics.jsonl and from TensorBoard.
-    Raises MetricsFailed, also from `log`, `text`, `image`, `flush` and `close` when the thread could not write.
+    `log`, `text` and `image` hand plain values to a thread and return at once: reading figures from a device is the
+    caller's business, once per logging interval. `resumed_from` is the step of the checkpoint that the run continues
+    from (None: it starts anew); what an earlier attempt recorded after it disappears from metrics.jsonl and from
+    TensorBoard. Raises MetricsFailed, also from `log`, `text`, `image`, `flush` and `close` when the thread could not
+    write.
     """
 
     def __init__(self, run_directory: Path, resumed_from: int | None = None) -> None:
