@@ -240,15 +240,16 @@ def _in_micro_batches(
     mine = team.slice_of(size)
     longest = math.ceil(size / team.count)
     rounds = math.ceil(longest / micro_batch_size)
-    features = []
+    features, rows = [], None
     for number in range(rounds):
         low = min(mine.start + number * micro_batch_size, mine.stop)
         high = min(low + micro_batch_size, mine.stop)
-        # A rank without any row left reads one that is another's.
-        rows = read(slice(low, high) if high > low else slice(min(low, size - 1), min(low, size - 1) + 1))
-        real = high - low
-        filled = torch.cat([rows, rows[-1:].expand(micro_batch_size - len(rows), *rows.shape[1:])])
-        features.append(run(filled, real)[:real].float())
+        if high > low:
+            rows = read(slice(low, high))
+        elif rows is None:  # a rank without any row of its own
+            rows = read(slice(0, 1))
+        filled = torch.cat([rows, rows[-1:].expand(max(micro_batch_size - len(rows), 0), *rows.shape[1:])])
+        features.append(run(filled, high - low)[: high - low].float())
     every = team.gather(torch.cat(features), size)
     if not bool(torch.isfinite(every).all()):
         raise Diverged(
