@@ -6,33 +6,43 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_pipeline.errors import BadConfig, EnvironmentFailure
-from data_pipeline.recipe import PrepareConfig
 
 _WORK = ".prepare"
 #: Files that prepare writes beside the shard sets; the last one last.
-OUTPUT_FILES = ("tokenizer.model", "quality-filter.npz", "report.html", "report.json", "mix.yaml")
+OUTPUT_FILES = (
+    "tokenizer.model",
+    "merges.txt",
+    "merges.txt.gz",
+    "quality-filter.npz",
+    "report.html",
+    "report.json",
+    "mix.yaml",
+)
 
 
-def check_output(config: PrepareConfig, output: Path) -> None:
-    """Refuses to replace a finished output unasked, and ever to replace what prepare has not made."""
+def check_output(output: Path, names: Sequence[str], *, overwrite: bool, given: Sequence[str]) -> None:
+    """Refuses to replace a finished output unasked, and ever to replace what prepare has not made.
+
+    names: of the corpora; given: the user's own files that prepare copies, which may lie in the output.
+    """
     if output.exists() and not output.is_dir():
         raise BadConfig(f"{output} is a file: name a folder for the shards")
-    if (output / "mix.yaml").exists() and not config.overwrite:
+    if (output / "mix.yaml").exists() and not overwrite:
         _remove_leftovers(output)
         raise BadConfig(f"{output} holds a prepared mix already: use it, choose another output, or set overwrite: true")
     if not any((output / name).exists() for name in ("mix.yaml", _WORK)):
-        model = config.tokenizer.model
+        own = [os.path.realpath(path) for path in given]
         for name in OUTPUT_FILES:
             path = output / name
-            if path.exists() and not (model is not None and os.path.realpath(model) == os.path.realpath(path)):
+            if path.exists() and os.path.realpath(path) not in own:
                 raise BadConfig(f"{path} exists and is not of an earlier prepare: choose another output")
-    for corpus in config.corpora:
-        for folder in (output / corpus.name, output / f"{corpus.name}-validation"):
+    for corpus in names:
+        for folder in (output / corpus, output / f"{corpus}-validation"):
             if folder.exists() and not (folder / "manifest.json").exists():
                 raise BadConfig(f"{folder} exists and is no shard set: choose another output")
 

@@ -1,14 +1,15 @@
-"""`trestle prepare RECIPE`: raw text to tokenizer and shards."""
+"""`trestle prepare RECIPE`: raw text, or pictures with captions, to tokenizer and shards."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.config import ClusterConfig
+from data_pipeline.pairs.recipe import PairPrepareConfig
 from data_pipeline.recipe import PrepareConfig
 from launcher.arguments import Parser, add_recipe
 from launcher.errors import UserError
@@ -20,14 +21,18 @@ from training.recipe import dump_yaml
 from training.sections import parse_section, to_plain
 
 if TYPE_CHECKING:
+    from data_pipeline.pairs.prepare import PairPrepareResult
     from data_pipeline.prepare import PrepareResult
+
+Result = TypeVar("Result")
 
 
 def parser() -> Parser:
     made = Parser(
         "prepare",
         "Clean, deduplicate and tokenise the corpora of a recipe into shard sets, with a tokenizer.model and a\n"
-        "mix.yaml beside them. Takes a file that holds what to prepare, or a recipe with a `prepare:` section.\n"
+        "mix.yaml beside them: text (`corpora:`), or pictures with captions (`pairs:`). Takes a file that holds what\n"
+        "to prepare, or a recipe with a `prepare:` section.\n"
         "Any key can be set: --prepare.KEY VALUE. Works on all cores of this machine, or on a Ray cluster whose nodes\n"
         "see the sources and the output under the same paths. Stopped or killed, it goes on where it was when the\n"
         "same command is run again. report.html says what was kept and dropped, and why.",
@@ -44,16 +49,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     source = find_recipe(arguments.recipe)
     config, cluster = load_prepare(source, overrides)
     if arguments.print_config:
-        print(dump_yaml({"prepare": to_plain(config)}, comments({"prepare": PrepareConfig})), end="")
+        print(dump_yaml({"prepare": to_plain(config)}, comments({"prepare": type(config)})), end="")
         return 0
-    result = _prepare(config, cluster)
-    rows = [
-        (made.name, made.documents, size(made.bytes), made.tokens, made.samples)
-        for corpus in result.corpora
-        for made in (corpus.training, corpus.validation)
-        if made is not None
-    ]
-    print(table(("shard set", "documents", "text", "tokens", "samples"), rows))
+    result = _show_pairs(config, cluster) if isinstance(config, PairPrepareConfig) else _show_text(config, cluster)
     print(
         f"in {result.output}, with a tokenizer of {result.vocab_size:,} tokens, in {sum(result.seconds.values()):.1f} s"
     )
@@ -64,9 +62,36 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _prepare(config: PrepareConfig, cluster: ClusterConfig) -> PrepareResult:
-    """On one core in this process, else over Ray: a private one, or the cluster that `cluster.address` names."""
+def _show_text(config: PrepareConfig, cluster: ClusterConfig) -> PrepareResult:
     from data_pipeline.prepare import prepare
+
+    result = _prepare(prepare, config, cluster)
+    rows = [
+        (made.name, made.documents, size(made.bytes), made.tokens, made.samples)
+        for corpus in result.corpora
+        for made in (corpus.training, corpus.validation)
+        if made is not None
+    ]
+    print(table(("shard set", "documents", "text", "tokens", "samples"), rows))
+    return result
+
+
+def _show_pairs(config: PairPrepareConfig, cluster: ClusterConfig) -> PairPrepareResult:
+    from data_pipeline.pairs.prepare import prepare_pairs
+
+    result = _prepare(prepare_pairs, config, cluster)
+    rows = [
+        (made.name, made.samples, size(made.bytes), size(made.caption_bytes))
+        for corpus in result.corpora
+        for made in (corpus.training, corpus.validation)
+        if made is not None
+    ]
+    print(table(("shard set", "pairs", "pictures", "captions"), rows))
+    return result
+
+
+def _prepare(prepare: Callable[..., Result], config: Any, cluster: ClusterConfig) -> Result:
+    """On one core in this process, else over Ray: a private one, or the cluster that `cluster.address` names."""
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -81,23 +106,33 @@ def _prepare(config: PrepareConfig, cluster: ClusterConfig) -> PrepareResult:
         return prepare(config, say, RayTasks(config.workers))
 
 
-def load_prepare(source: Path, overrides: Sequence[str]) -> tuple[PrepareConfig, ClusterConfig]:
+def load_prepare(
+    source: Path, overrides: Sequence[str]
+) -> tuple[PrepareConfig, ClusterConfig] | tuple[PairPrepareConfig, ClusterConfig]:
     """What to prepare, from a file of its own or a recipe's `prepare:` section, and where. Raises UserError,
     RecipeError.
     """
     document = read_yaml(source if source.is_file() else source / "recipe.yaml")
-    section = document if "corpora" in document else document.get("prepare")
+    section = document if "corpora" in document or "pairs" in document else document.get("prepare")
     if section is None:
         raise UserError(
-            f"{source} says nothing about what to prepare: it has neither `corpora:` nor a `prepare:` section"
+            f"{source} says nothing about what to prepare: it has none of `corpora:`, `pairs:` and a `prepare:` section"
+        )
+    if isinstance(section, dict) and "corpora" in section and "pairs" in section:
+        raise UserError(
+            f"{source} has both `corpora:` (text) and `pairs:` (pictures with captions): prepare them one by one, each "
+            "with a recipe and an output of its own"
         )
     allowed = ("--prepare.", "--prepare=", "--cluster.address", "--cluster.node_address")
     foreign = next((o for o in overrides if not o.startswith(allowed)), None)
     if foreign is not None:
         given = foreign.partition("=")[0]
         raise UserError(f"trestle prepare takes --prepare.KEY VALUE and --cluster.address HOST:PORT, not {given}")
-    sections = {"prepare": PrepareConfig, "cluster": ClusterConfig}
+    pairs = isinstance(section, dict) and "pairs" in section
+    sections = {"prepare": PairPrepareConfig if pairs else PrepareConfig, "cluster": ClusterConfig}
     changed = apply_overrides({"prepare": section, "cluster": {}}, overrides, sections)
     cluster = parse_section(ClusterConfig, changed["cluster"], "cluster")
     cluster.check(tensor_parallel=1)
+    if pairs:
+        return parse_section(PairPrepareConfig, changed["prepare"], "prepare"), cluster
     return parse_section(PrepareConfig, changed["prepare"], "prepare"), cluster

@@ -62,7 +62,8 @@ def prepare(config: PrepareConfig, progress: Callable[[str], None], executor: Ex
     check(config)
     output = Path(config.output)
     with disk_errors(output):
-        check_output(config, output)
+        given = [] if config.tokenizer.model is None else [config.tokenizer.model]
+        check_output(output, [corpus.name for corpus in config.corpora], overwrite=config.overwrite, given=given)
     with disk_errors(output), work_folder(output) as work:
         runner = Runner(work, executor or InProcess(), Progress(progress))
         result = _Preparation(config, output, runner).run()

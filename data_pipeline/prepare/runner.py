@@ -28,7 +28,10 @@ from data_pipeline.shards import sync_path
 TaskFunction = Callable[..., None]
 _TEMPORARY = ".unfinished-"
 #: What decides on a result beside the arguments.
-_PACKAGES = ("numpy", "numba", "pyarrow", "resiliparse", "fastwarc", "scikit-learn", "sentencepiece")
+_PACKAGES = (
+    *("numpy", "numba", "pyarrow", "resiliparse", "fastwarc", "scikit-learn", "sentencepiece"),
+    *("pillow", "opencv-python-headless", "simplejpeg"),
+)
 
 
 @dataclass

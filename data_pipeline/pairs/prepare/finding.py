@@ -1,0 +1,122 @@
+"""What a corpus's sources are made of: pictures with captions beside them, lists, tars."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from data_pipeline.errors import BadCorpus
+from data_pipeline.pairs.recipe import PairCorpusConfig, PairPrepareConfig
+from data_pipeline.sources import SourceFile, find_files
+from data_pipeline.sources.read import suffixes
+
+LISTS = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".ndjson")
+#: What may be pictures. Those that are none of JPEG, PNG and WebP inside are dropped and counted.
+PICTURES = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".heic",
+    ".jxl",
+)
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """caption: the file beside the picture, if there is one."""
+
+    picture: SourceFile
+    caption: SourceFile | None
+
+
+@dataclass
+class Found:
+    """A corpus's files, each kind sorted by path. base: the folder that keys are relative to."""
+
+    base: str = ""
+    pictures: list[PictureFile] = field(default_factory=list)
+    lists: list[SourceFile] = field(default_factory=list)
+    tars: list[SourceFile] = field(default_factory=list)
+    lonely: list[SourceFile] = field(default_factory=list)
+    """Captions without a picture beside them."""
+    ignored: int = 0
+    """Files that are none of this."""
+
+
+def find(config: PairPrepareConfig, corpus: PairCorpusConfig) -> Found:
+    """The files of a corpus; none that lies in the output. Raises BadConfig, BadCorpus, EnvironmentFailure."""
+    own = os.path.realpath(config.output) + os.sep
+    files = []
+    for file in find_files(corpus.sources, corpus.exclude, corpus.name):
+        if "://" in file.path:
+            files.append(file)
+        elif not os.path.realpath(file.path).startswith(own):
+            files.append(replace(file, path=os.path.abspath(file.path)))
+    if not files:
+        raise BadCorpus(f"corpus {corpus.name}: all that its sources name lies in the output folder {config.output}")
+    found = _sorted_by_kind(files, captions=corpus.caption == "file")
+    if not (found.pictures or found.lists or found.tars or found.lonely):
+        raise BadCorpus(
+            f"corpus {corpus.name}: none of the {len(files)} files of its sources is a picture, a list "
+            f"({', '.join(LISTS)}) or a .tar, such as {files[0].path}"
+        )
+    return found
+
+
+def groups(files: Sequence[PictureFile], part_bytes: int) -> Iterator[list[PictureFile]]:
+    """Neighbouring pictures together, until they make a part."""
+    group: list[PictureFile] = []
+    size = 0
+    for file in files:
+        if group and size + file.picture.size > part_bytes:
+            yield group
+            group, size = [], 0
+        group.append(file)
+        size += file.picture.size
+    if group:
+        yield group
+
+
+def key_of(path: str, base: str) -> str:
+    """A file's name below the base, with slashes."""
+    return path[len(base) :].lstrip("/") if path.startswith(base) else path
+
+
+def _sorted_by_kind(files: Sequence[SourceFile], captions: bool) -> Found:
+    local = [os.path.dirname(file.path) for file in files if "://" not in file.path]
+    found = Found(base=os.path.commonpath(local) if len(local) == len(files) else "")
+    kinds = [suffixes(file.path)[0] for file in files]
+    beside = {_stem(f.path): f for f, kind in zip(files, kinds, strict=True) if kind == ".txt" and captions}
+    # img2dataset writes KEY.json beside a picture, NNNNN.parquet and NNNNN_stats.json beside a tar: they are no lists.
+    owners = {_stem(f.path) for f, kind in zip(files, kinds, strict=True) if kind in (*PICTURES, ".tar")}
+    used = set()
+    for file, kind in zip(files, kinds, strict=True):
+        stem = _stem(file.path)
+        if kind in PICTURES:
+            found.pictures.append(PictureFile(file, beside.get(stem)))
+            used.add(stem)
+        elif kind == ".tar":
+            found.tars.append(file)
+        elif kind in LISTS and stem not in owners and stem.removesuffix("_stats") not in owners:
+            found.lists.append(file)
+        elif kind != ".txt":
+            found.ignored += 1
+    found.lonely = [file for stem, file in beside.items() if stem not in used]
+    return found
+
+
+def _stem(path: str) -> str:
+    """The path without what follows the last dot of its name."""
+    folder, name = posixpath.split(path)
+    compression = suffixes(path)[1]
+    return posixpath.join(folder, name[: len(name) - len(compression)].rpartition(".")[0])
