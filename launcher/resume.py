@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from hashlib import sha256
 
 from launcher import changes
 from launcher.arguments import Parser
@@ -44,7 +43,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         return 0
     job.check()
     stream = check_shards(job.recipe)
-    if folder.tokenizer.is_file() and sha256(folder.tokenizer.read_bytes()).hexdigest() != stream.tokenizer_sha256:
+    from training.inputs import inputs_of
+
+    own = folder.tokenizer
+    if own.is_file() and inputs_of(job.recipe).tokenizer_sha256(own) != stream.tokenizer_sha256:
         raise UserError(f"data.mix was made with another tokenizer than this run; prepare it with {folder.tokenizer}")
     check_newest(folder, job)
     note(folder, job, found)

@@ -14,9 +14,12 @@ from typing import Any
 from launcher.errors import EnvironmentFailure, UserError
 from training.recipe import RECIPE_FILE
 
+TOKENIZERS = ("tokenizer.model", "merges.txt", "merges.txt.gz")
+"""What a tokenizer's file can be called: a SentencePiece model, or CLIP's byte-pair merges."""
+
 
 class RunFolder:
-    """`runs/NAME/`: recipe.yaml, tokenizer.model, checkpoints/, tensorboard/, metrics.jsonl, events.jsonl, logs/.
+    """`runs/NAME/`: recipe.yaml, tokenizer.model (or merges.txt), checkpoints/, tensorboard/, metrics.jsonl, events.jsonl, logs/.
 
     Movable as a whole.
     """
@@ -29,7 +32,12 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.events = path / "events.jsonl"
         self.logs = path / "logs"
-        self.tokenizer = path / "tokenizer.model"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The copy of the tokenizer; where it belongs if there is none."""
+        places = [self.path / name for name in TOKENIZERS]
+        return next((place for place in places if place.is_file()), places[0])
 
     @classmethod
     def existing(cls, source: str) -> RunFolder:
@@ -56,7 +64,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EnvironmentFailure(f"{self.path} cannot be made: {error.strerror}") from error
-        replace_file(self.tokenizer, tokenizer.read_bytes())
+        for name in TOKENIZERS:  # of an attempt with other shards
+            (self.path / name).unlink(missing_ok=True)
+        replace_file(self.path / tokenizer.name, tokenizer.read_bytes())
         self.write_recipe(recipe)
 
     def has_checkpoints(self) -> bool:

@@ -17,37 +17,27 @@ from training.metrics.events import EventLog
 from training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from data_pipeline.stream import Stream, ValidationSet
+    from data_pipeline.mixed_stream import MixedStream
 
 
-def check_shards(recipe: Recipe, prepare_with: str | None = None) -> Stream:
+def check_shards(recipe: Recipe, prepare_with: str | None = None) -> MixedStream:
     """Refuse shards that are missing or do not fit the model, before any rank starts; the stream that they make.
 
     A vocabulary that the recipe leaves open becomes the shards'. `prepare_with` is the recipe from which
-    `trestle prepare` makes them, if there is one. Raises UserError, BadShards, BadConfig, ModelError.
+    `trestle prepare` makes them, if there is one. Raises UserError, RecipeError, BadShards, BadConfig, ModelError.
     """
     if not recipe.data.mix:
         raise UserError("data.mix is empty: name shards, such as --data shards/mix.yaml")
-    sources = [*recipe.data.mix, *recipe.data.validation]
-    for source in sources:
-        if not is_remote(source.shards) and not (Path(source.shards) / "manifest.json").is_file():
+    from training.inputs import inputs_of
+
+    inputs = inputs_of(recipe)
+    for shards in inputs.locations():
+        if not is_remote(shards) and not (Path(shards) / "manifest.json").is_file():
             make = f"make them with `trestle prepare {prepare_with}`"
             name = "prepare your corpora (see `trestle prepare --help`) and name them with --data shards/mix.yaml"
-            raise UserError(f"the shards {source.shards} are not there: {make if prepare_with else name}")
-    from data_pipeline.stream import Stream, ValidationSet
-
-    stream = Stream(recipe.data, recipe.run.seed)
-    opened: dict[str, Stream | ValidationSet] = {"data.mix": stream}
-    if recipe.data.validation:
-        opened["data.validation"] = ValidationSet(recipe.data.validation, recipe.data.cache)
-    for name, data in opened.items():
-        if data.sequence_length != recipe.model.sequence_length:
-            raise UserError(
-                f"{name} has samples of {data.sequence_length} tokens, but model.sequence_length is "
-                f"{recipe.model.sequence_length}; set it to {data.sequence_length}, or prepare the shards again"
-            )
-        if data.tokenizer_sha256 != stream.tokenizer_sha256:
-            raise UserError(f"{name} was made with another tokenizer than data.mix; prepare them together")
+            raise UserError(f"the shards {shards} are not there: {make if prepare_with else name}")
+    stream = inputs.open()
+    inputs.check(stream)
     if recipe.model.vocab_size is None:
         recipe.model.vocab_size = stream.vocab_size
         recipe.model.check_layout(recipe.parallel)

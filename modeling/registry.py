@@ -49,6 +49,16 @@ class Implementation(Protocol):
         Collective; `embedded` are this rank's, without a graph.
         """
 
+    def held_out_loss(
+        self,
+        first: torch.Tensor,
+        second: torch.Tensor,
+        shared: Sequence[torch.Tensor],
+        config: Any,
+        group: torch.distributed.ProcessGroup | None,
+    ) -> torch.Tensor:
+        """The loss alone, a scalar, of features that are known already. Of families that couple a batch."""
+
 
 @dataclass(frozen=True)
 class Family:

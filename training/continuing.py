@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from data_pipeline.stream import Stream
+from data_pipeline.mixed_stream import MixedStream
 from training.checkpoint import Checkpoint, CheckpointMismatch
+from training.inputs import inputs_of
 from training.recipe import Recipe, to_document
 
 _FIXED = (
@@ -29,17 +30,14 @@ def _check_arithmetic(checkpoint: Checkpoint, recipe: Recipe) -> None:
             )
 
 
-def stream_of(recipe: Recipe, checkpoint: Checkpoint | None) -> Stream:
+def stream_of(recipe: Recipe, checkpoint: Checkpoint | None) -> MixedStream:
     """The recipe's stream, from where the checkpoint's is. Raises DataMismatch for other data than the checkpoint's,
     unless data.allow_change lets the run go on with them.
     """
-    data = None if checkpoint is None else checkpoint.state["data"]
-    if data is None:
-        return Stream(recipe.data, recipe.run.seed)
-    return Stream.continuing(recipe.data, recipe.run.seed, data)
+    return inputs_of(recipe).open(None if checkpoint is None else checkpoint.state["data"])
 
 
-def check_continues(checkpoint: Checkpoint, recipe: Recipe, stream: Stream) -> None:
+def check_continues(checkpoint: Checkpoint, recipe: Recipe, stream: MixedStream) -> None:
     """Raises CheckpointMismatch for another model, DataMismatch for other data; `stream` was given the checkpoint's
     exceptions.
     """

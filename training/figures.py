@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class Tally:
         self._knows = groups.is_last_stage() and groups.coordinates().tensor == 0
         self._interval = torch.zeros(len(corpora), 2, dtype=torch.float64, device=device)
         self._step = torch.zeros(2, dtype=torch.float64, device=device)
+        self._others: dict[str, torch.Tensor] = {}
 
     def add(self, batch: LocalBatch, figures: list[dict[str, torch.Tensor]]) -> None:
         """Take note of a step's losses; nothing waits for the device."""
@@ -32,6 +34,8 @@ class Tally:
         weights = torch.ones_like(losses)
         if "sample_tokens" in figures[0]:  # samples that do not all predict the same number of tokens
             weights = torch.cat([f["sample_tokens"] for f in figures]).to(losses)
+        # What else a family reports, equal on every rank: the newest counts.
+        self._others = {key: value for key, value in figures[-1].items() if not key.startswith("sample_")}
         self._interval[:, 0].index_add_(0, batch.corpus, losses * weights)
         self._interval[:, 1].index_add_(0, batch.corpus, weights)
         self._step += torch.stack([(losses * weights).sum(), weights.sum()])
@@ -46,13 +50,27 @@ class Tally:
         """Begin the interval anew: its steps have been undone."""
         self._interval.zero_()
 
-    def reduce(self, parameter_norm_squared: torch.Tensor) -> dict[str, float]:
-        """The interval's figures, and a new interval begins. Collective: one all-reduce, one wait for the device."""
-        flat = torch.cat([self._interval.flatten(), self._step, parameter_norm_squared.reshape(1).to(self._interval)])
+    def reduce(self, parameter_norm_squared: torch.Tensor, counts: Mapping[str, int] | None = None) -> dict[str, float]:
+        """The interval's figures, and a new interval begins. Collective: one all-reduce, one wait for the device.
+
+        `counts` are summed over data-parallel ranks; their names are the same on every rank.
+        """
+        counts = counts or {}
+        own = [float(count) if self._knows else 0.0 for count in counts.values()]
+        flat = torch.cat(
+            [
+                torch.tensor(own, dtype=torch.float64, device=self._device),
+                self._interval.flatten(),
+                self._step,
+                parameter_norm_squared.reshape(1).to(self._interval),
+            ]
+        )
         dist.all_reduce(flat)
-        values = flat.tolist()
+        summed, values = flat[: len(own)].tolist(), flat[len(own) :].tolist()
         self._interval.zero_()
         figures = {"loss": values[-3] / values[-2], "parameter_norm": values[-1] ** 0.5}
+        figures |= {key: float(value) for key, value in self._others.items()}
+        figures |= {name: int(count) for name, count in zip(counts, summed, strict=True)}
         for number, name in enumerate(self._corpora):
             total, count = values[2 * number], values[2 * number + 1]
             if count:

@@ -8,7 +8,7 @@ and are passed over.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, make_dataclass, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -22,6 +22,7 @@ from modeling.errors import ModelError
 from modeling.registry import FAMILIES, Family, family, family_of_preset
 from training.config import CheckpointConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainingConfig
 from training.errors import RecipeError
+from training.evaluation.config import EvaluationConfig
 from training.overrides import apply_overrides, read_yaml, split_overrides
 from training.schedule import Schedule
 from training.sections import Document, known_keys, parse_section, short, to_plain, unknown_key
@@ -46,6 +47,7 @@ class Recipe:
     parallel: ParallelConfig
     training: TrainingConfig
     checkpoint: CheckpointConfig
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
 def load_recipe(source: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -100,6 +102,7 @@ def anchor_shards(recipe: Recipe) -> None:
     """Make the folders of data absolute, so that the run can be resumed and evaluated from anywhere."""
     for source in [*recipe.data.mix, *recipe.data.validation]:
         source.shards = anchored(source.shards)
+    recipe.evaluation.anchor()
     if recipe.data.cache.directory is not None:
         recipe.data.cache.directory = str(Path(recipe.data.cache.directory).absolute())
 
@@ -174,15 +177,55 @@ def check(recipe: Recipe, world_size: int) -> None:
             "training.compile makes one graph of a layer, which training.recompute selective would cut; "
             "use full or none with it"
         )
+    _check_kind(recipe)
     schedule = BatchSchedule(recipe.batch, model.sequence_length)
     for size in schedule.sizes():
-        _check_batch(recipe, size, data_parallel)
+        if family(model.family).couples_batch:
+            _check_coupled_batch(recipe, size, data_parallel)
+        else:
+            _check_batch(recipe, size, data_parallel)
     schedule_of(recipe)
     if recipe.training.validate_every and not recipe.data.validation:
         raise RecipeError(
             f"training.validate_every is {recipe.training.validate_every}, but data.validation names no held-out "
             "shards; name some, or set validate_every to 0"
         )
+
+
+def _check_kind(recipe: Recipe) -> None:
+    """Refuse what belongs to models that read another kind of data."""
+    name = recipe.model.family
+    if family(name).reads == "pairs":
+        if recipe.training.sample_prompt is not None:
+            raise RecipeError(
+                f"training.sample_prompt continues a text, which model.family {name} cannot; set it to null"
+            )
+        if recipe.data.document_masks:
+            raise RecipeError(
+                f"data.document_masks is for packed text, but model.family {name} reads pairs; set it false"
+            )
+        recipe.evaluation.check()
+    elif recipe.evaluation.zero_shot or recipe.evaluation.probe:
+        raise RecipeError(
+            f"evaluation.zero_shot and .probe are for pictures, but model.family {name} reads text; leave them out"
+        )
+
+
+def _check_coupled_batch(recipe: Recipe, size: int, data_parallel: int) -> None:
+    """The loss is over the whole batch, however unevenly it lies; but collectives in backward want equal numbers."""
+    micro, stage = recipe.batch.micro_batch_size, recipe.parallel.zero_stage
+    key = "batch.global_batch_size" if size == recipe.batch.global_batch_size else "batch.ramp's size"
+    if size < data_parallel:
+        raise RecipeError(f"{key} {size} leaves some of the {data_parallel} data-parallel ranks without a sample")
+    shares = {size * (i + 1) // data_parallel - size * i // data_parallel for i in range(data_parallel)}
+    counts = {-(-share // micro) for share in shares}
+    if len(counts) > 1 and stage >= 2:
+        raise RecipeError(
+            f"parallel.zero_stage {stage} wants as many micro-batches on each rank, but {key} {size} over {data_parallel} "
+            f"ranks in micro-batches of {micro} gives {min(counts)} and {max(counts)}; use zero_stage 1, or a multiple of "
+            f"{data_parallel * micro}"
+        )
+    recipe.model.check_micro_batches(max(counts))
 
 
 def _check_batch(recipe: Recipe, size: int, data_parallel: int) -> None:

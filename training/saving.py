@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_pipeline.stream import Stream
+from data_pipeline.mixed_stream import MixedStream
 from training.checkpoint import (
     Checkpoint,
     CheckpointWriter,
@@ -49,7 +49,7 @@ class RunCheckpoints:
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
-    def save(self, engine: Engine, position: Position, stream: Stream, recipe: Recipe) -> None:
+    def save(self, engine: Engine, position: Position, stream: MixedStream, recipe: Recipe) -> None:
         """Copy the state and write it beside the training. A failure is reported, and training goes on: see
         `finish`.
         """
@@ -60,7 +60,7 @@ class RunCheckpoints:
         except SaveFailed as failure:
             self._report(failure)
 
-    def _share_damage(self, stream: Stream, recipe: Recipe) -> None:
+    def _share_damage(self, stream: MixedStream, recipe: Recipe) -> None:
         """What any rank has found damaged in the data, every rank replaces from here on; it is told once."""
         if recipe.data.on_damaged != "substitute":
             return
@@ -174,7 +174,7 @@ class RunCheckpoints:
         dist.barrier()
 
 
-def state_of(engine: Engine, position: Position, stream: Stream, recipe: Recipe) -> dict[str, Any]:
+def state_of(engine: Engine, position: Position, stream: MixedStream, recipe: Recipe) -> dict[str, Any]:
     """The manifest's `state`."""
     parallel = recipe.parallel
     return {
@@ -204,7 +204,7 @@ def state_of(engine: Engine, position: Position, stream: Stream, recipe: Recipe)
     }
 
 
-def restore(engine: Engine, stream: Stream, recipe: Recipe, checkpoint: Checkpoint) -> Position:
+def restore(engine: Engine, stream: MixedStream, recipe: Recipe, checkpoint: Checkpoint) -> Position:
     """Take over weights, moments and position. Raises DataMismatch or CheckpointMismatch when they are another
     run's.
     """

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.batching import BatchSchedule, Duration
-from data_pipeline.stream import Stream
+from data_pipeline.mixed_stream import MixedStream
 from modeling import groups, megatron_bridge
 from modeling.registry import Family
 from training.batches import Batches
@@ -18,14 +18,13 @@ from training.checkpoint import Checkpoint
 from training.engine import Engine, StepResult
 from training.errors import Diverged
 from training.figures import Tally, device_name, flops_note, memory_bytes, public
+from training.inputs import Inputs, Seen
 from training.metrics import EventLog, Recorder, StepClock, format_line, goodput, mfu, peak_flops, read_events
 from training.position import Position
 from training.process import Heartbeat, StopRequest
 from training.recipe import Recipe, to_yaml
-from training.samples import Sampler
 from training.saving import RunCheckpoints, restore
 from training.schedule import Schedule
-from training.validation import Validation, Validator
 
 _log = logging.getLogger("trestle.training")
 
@@ -38,7 +37,8 @@ class Parts:
     folder: Path
     family: Family
     engine: Engine
-    stream: Stream
+    inputs: Inputs
+    stream: MixedStream
     checkpoints: RunCheckpoints
     events: EventLog
     heartbeat: Heartbeat
@@ -66,13 +66,7 @@ class Trainer:
         if parts.rank == 0:
             self.recorder = Recorder(parts.folder, checkpoint.step if checkpoint is not None else None)
             self._write_texts()
-        self.validator = self._validator()
-        self.sampler = Sampler(
-            self.engine,
-            self.stream.tokenizer(),
-            recipe.training.sample_prompt,
-            document_masks=recipe.data.document_masks,
-        )
+        self.looking = parts.inputs.looking(self.engine, self.stream, lambda: parts.heartbeat.beat(self.position.step))
         self._batches: Batches | None = None
         self._flops = parts.family.flops_per_token(recipe.model)
         self._restarts = sum(1 for e in read_events(parts.folder / "events.jsonl") if e["event"] == "restarted")
@@ -143,25 +137,28 @@ class Trainer:
             return
         last = self._finished()
         every = recipe.training.validate_every
-        validated, best = None, False
-        if self.validator is not None and (last or (every and step % every == 0)):
+        seen, best = None, False
+        if self.looking is not None and (last or (every and step % every == 0)):
             with self.clock.phase("validation"):
-                validated = self.validator.run()
-            best = self.position.validated(validated.loss) and recipe.checkpoint.keep_best
-            self._show_sample()
+                seen = self.looking.look(step)
+            best = self.position.validated(seen.loss) and recipe.checkpoint.keep_best
+            self._show(seen)
             last = self._finished()
         every = recipe.checkpoint.every
         if last or stopping or best or (every and step % every == 0):
             with self.clock.phase("checkpoint"):
                 self.parts.checkpoints.save(self.engine, self.position, self.stream, recipe)
         self.parts.checkpoints.poll()
-        if last or stopping or validated is not None or step % recipe.training.log_every == 0:
-            self._log(validated)
+        if last or stopping or seen is not None or step % recipe.training.log_every == 0:
+            self._log(seen)
 
-    def _show_sample(self) -> None:
-        text = self.sampler.sample(seed=self.position.step)
-        if text is not None and self.recorder is not None:
-            self.recorder.text(self.position.step, "sample", text)
+    def _show(self, seen: Seen) -> None:
+        if self.recorder is None:
+            return
+        for tag, text in seen.texts:
+            self.recorder.text(self.position.step, tag, text)
+        for tag, picture in seen.pictures:
+            self.recorder.image(self.position.step, tag, picture)
 
     def _went_back_after_spike(self) -> bool:
         factor = self.recipe.training.spike_factor
@@ -207,9 +204,11 @@ class Trainer:
 
     # -- between steps --------------------------------------------------------------------------------------------
 
-    def _log(self, validated: Validation | None) -> None:
+    def _log(self, seen: Seen | None) -> None:
         position = self.position
-        figures: dict[str, Any] = self.tally.reduce(self.engine.parameter_norm_squared())
+        figures: dict[str, Any] = self.tally.reduce(
+            self.engine.parameter_norm_squared(), self.parts.inputs.counts(self.stream)
+        )
         if self.recorder is None:
             return
         tokens = position.samples * self.stream.sequence_length
@@ -227,8 +226,8 @@ class Trainer:
         figures |= self._speed()
         events = read_events(self.parts.folder / "events.jsonl")
         figures["goodput"] = goodput(self.clock.useful_seconds, events, datetime.now(UTC))
-        if validated is not None:
-            figures |= validated.figures()
+        if seen is not None:
+            figures |= seen.figures
         figures = public(figures)
         self.recorder.log(position.step, figures)
         self.recorder.show_events(position.step)
@@ -260,7 +259,7 @@ class Trainer:
                 index=here.data,
                 count=here.data_size,
                 depth=self.recipe.data.prefetch,
-                eod_id=self._eod_id(),
+                arrays=self.parts.inputs.arrays(self.stream),
             )
         return self._batches
 
@@ -301,33 +300,15 @@ class Trainer:
 
     def _seed_dropout(self) -> None:
         """Dropout's masks are a function of (seed, step, rank's place): nothing about them needs saving."""
-        if getattr(self.recipe.model, "dropout", 0.0) > 0:
+        model = self.recipe.model
+        if max(getattr(model, name, 0.0) for name in ("dropout", "patch_dropout")) > 0:
             here = groups.coordinates()
             text = f"{self.recipe.run.seed}:dropout:{self.position.step}:{here.data}:{here.pipeline}"
             seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "little")
             megatron_bridge.seed_dropout(seed, here.tensor)
-
-    def _validator(self) -> Validator | None:
-        recipe = self.recipe
-        if not recipe.data.validation:
-            return None
-        interleaved = recipe.parallel.virtual_pipeline > 1
-        return Validator(
-            self.engine.evaluate,
-            self.engine.device,
-            recipe.data.validation,
-            self.stream.tokenizer().token_bytes,
-            micro_batch_size=recipe.batch.micro_batch_size,
-            samples=recipe.training.validation_samples,
-            rounds=recipe.parallel.pipeline if interleaved else 1,
-            alive=lambda: self.parts.heartbeat.beat(self.position.step),
-            eod_id=self._eod_id(),
-            cache=recipe.data.cache,
-        )
-
-    def _eod_id(self) -> int | None:
-        """The token that ends documents, where they are kept apart."""
-        return self.stream.tokenizer().eod_id if self.recipe.data.document_masks else None
+            # Where a batch is coupled, micro-batches are seeded one by one, the same for any number of ranks.
+            text = f"{self.recipe.run.seed}:dropout:{self.position.step}"
+            self.engine.dropout_seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "little")
 
     def _write_texts(self) -> None:
         assert self.recorder is not None

@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from data_pipeline.stream import Stream
 from modeling import groups, megatron_bridge
 from modeling.execution import Execution
 from modeling.layout import Layout
@@ -27,6 +26,7 @@ from training.checkpoint import Checkpoint
 from training.continuing import stream_of
 from training.engine import Engine, start_engine
 from training.errors import RecipeError, TrainingError
+from training.inputs import inputs_of
 from training.metrics import EventLog
 from training.process import RESUME_ME, Heartbeat, RankEnvironment, StopRequest, start_process_group
 from training.recipe import RECIPE_FILE, Recipe, anchor_shards, check, load_recipe, to_yaml
@@ -93,7 +93,7 @@ def train_in_group(
 
 def with_vocabulary(recipe: Recipe) -> Recipe:
     """The shards decide the vocabulary unless the recipe does. Raises RecipeError for a model that cannot read them."""
-    stream = Stream(recipe.data, recipe.run.seed)
+    stream = inputs_of(recipe).open()
     tokens, length = stream.vocab_size, stream.sequence_length
     stream.close()
     model = recipe.model
@@ -141,6 +141,7 @@ def _assemble(
         folder=folder,
         family=family(recipe.model.family),
         engine=engine,
+        inputs=inputs_of(recipe),
         stream=stream,
         checkpoints=checkpoints,
         events=events,

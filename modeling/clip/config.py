@@ -28,7 +28,7 @@ class CLIPConfig:
     vision_layers: int = 12
     """Transformer layers of the image tower; a ResNet-50 has its own 16 blocks."""
     vision_width: int = 768
-    """Width of the image tower's residual stream; of a ResNet-50, channels after its first layers (64; 32 x at the end).
+    """Width of the image tower's residual stream; of a ResNet-50, channels after its stem (64; 32 x in the end).
     """
     vision_heads: int = 12
     """Attention heads of the image tower; of a ResNet-50, those of its attention pooling."""
@@ -186,6 +186,15 @@ class CLIPConfig:
                     f"model.{name} {size} is not divisible by parallel.tensor {layout.tensor}; "
                     f"{_near(size, layout.tensor)} would fit"
                 )
+
+    def check_micro_batches(self, count: int) -> None:
+        """Raise ModelError where a rank's `count` micro-batches of a step would not be one batch to the model."""
+        if self.vision == "resnet50" and not (self.freeze_batch_norm or self.lock_image) and count > 1:
+            raise ModelError(
+                f"a resnet50's batch norm takes its statistics from the whole batch, but {count} micro-batches a rank "
+                "are embedded one by one; set batch.micro_batch_size to a rank's share of batch.global_batch_size, or "
+                "model.freeze_batch_norm to true"
+            )
 
 
 def _near(size: int, wanted: int) -> str:

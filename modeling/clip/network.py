@@ -15,13 +15,13 @@ from torch import Tensor
 
 from modeling.clip.blocks import empty
 from modeling.clip.config import CLIPConfig
-from modeling.clip.objective import couple, embed
+from modeling.clip.objective import couple, embed, held_out_loss
 from modeling.clip.text import TextTransformer
 from modeling.clip.vision import VisionTransformer
 from modeling.execution import Execution
 from modeling.sharding import Shard, fill
 
-__all__ = ["CLIP", "build", "couple", "describe", "embed"]
+__all__ = ["CLIP", "build", "couple", "describe", "embed", "held_out_loss"]
 
 
 class CLIP(torch.nn.Module):

@@ -42,6 +42,17 @@ def couple(embedded: Sequence[Embedded], config: CLIPConfig, group: dist.Process
     return Coupling(gradients, shared, [{"sample_losses": losses, **figures} for losses in samples])
 
 
+def held_out_loss(
+    first: torch.Tensor,
+    second: torch.Tensor,
+    shared: Sequence[torch.Tensor],
+    config: CLIPConfig,
+    group: dist.ProcessGroup | None,
+) -> torch.Tensor:
+    """The loss that `config.loss` names of image and text features `[n, d]`, a scalar."""
+    return loss(first, second, shared, config, group).loss
+
+
 def loss(
     image: torch.Tensor,
     text: torch.Tensor,

@@ -12,6 +12,7 @@ from launcher.errors import UserError
 from launcher.job import load_job
 from launcher.run_folder import RunFolder
 from launcher.supervise import check_shards, closing_words
+from training.errors import RecipeError
 
 
 @pytest.fixture
@@ -81,9 +82,9 @@ def test_closing_words_say_what_was_reached_and_what_comes_next(
     ],
 )
 def test_shards_that_do_not_fit_are_refused_before_any_rank_starts(here: Path, override: str, said: str) -> None:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises((UserError, RecipeError)) as caught:
         check_shards(load_job(here / "recipe.yaml", [override]).recipe)
-    assert said in str(caught.value)
+    assert said in str(caught.value) and caught.value.exit_code == 2
 
 
 def test_open_vocabulary_becomes_the_shards_own(here: Path) -> None:

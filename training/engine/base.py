@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 
 from modeling import groups, megatron_bridge
-from modeling.coupling import Embedded
 from modeling.execution import Execution
 from modeling.registry import Family
 from modeling.sharding import Shard
@@ -81,12 +80,12 @@ class Engine(ABC):
         with torch.no_grad():
             return self._run(micro_batches, forward_only=True)
 
-    def embed(self, micro_batch: MicroBatch) -> Embedded:
-        """Features of one micro-batch, without gradients or dropout. Of families that couple a batch."""
+    def outputs(self, *arguments: Any) -> Any:
+        """What the model gives for `arguments`, without gradients or dropout. Of models that are not in stages."""
         self._set_training(False)
         (model,) = self.callables()
         with torch.no_grad():
-            return self.family.implementation.embed(micro_batch, model)
+            return model(*arguments)
 
     def _coupled(self, micro_batches: Sequence[MicroBatch]) -> list[Figures]:
         (model,) = self.callables()

@@ -26,7 +26,8 @@ def predict(
     """`[m]` int64: classes of test features `[m, d]` after the nearest of training features `[n, d]`, labelled `[n]`.
 
     Each of the `neighbours` nearest by cosine votes with weight exp(cosine / temperature). Equal votes go to the class
-    of the lowest number. Cosines exist for 256 x `tile` at a time.
+    of the lowest number. Cosines exist for 256 x `tile` at a time. Works where the features are; the
+    result is on the CPU.
     """
     train, test = unit(train, "training features"), unit(test, "test features")
     labels = labels.to(train.device)
@@ -38,7 +39,7 @@ def predict(
         votes = cosines.new_zeros(len(cosines), classes)
         votes.scatter_add_(1, labels[nearest], ((cosines - cosines[:, :1]) / temperature).exp())
         found[rows] = votes.argmax(1)
-    return found
+    return found.cpu()
 
 
 def _nearest(queries: torch.Tensor, train: torch.Tensor, count: int, tile: int) -> tuple[torch.Tensor, torch.Tensor]:

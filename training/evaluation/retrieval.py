@@ -69,7 +69,7 @@ def retrieve(images: torch.Tensor, texts: torch.Tensor, pairs: torch.Tensor, *, 
 
     `pairs`: `[k, 2]` int64, (picture, text) that belong together; each picture and each text has to occur. Cosines
     exist for `tile` x `tile` at a time. Ties with a right answer are lost: features that are all the same rank last.
-    Raises ValueError for sizes that do not fit.
+    Works where the features are; the result is on the CPU. Raises ValueError for sizes that do not fit.
     """
     images, texts = unit(images, "image features"), unit(texts, "text features")
     pairs = pairs.to(images.device).unique(dim=0)  # sorted by picture
@@ -89,7 +89,7 @@ def retrieve(images: torch.Tensor, texts: torch.Tensor, pairs: torch.Tensor, *, 
             scores[right[:, 0] - rows.start, right[:, 1] - columns.start] = -torch.inf
             image_ahead[rows] += (scores >= best_text[rows, None] - TIE).sum(1)
             text_ahead[columns] += (scores >= best_image[columns] - TIE).sum(0)
-    return Retrieval(Ranks(image_ahead + 1, len(texts)), Ranks(text_ahead + 1, len(images)))
+    return Retrieval(Ranks(image_ahead.cpu() + 1, len(texts)), Ranks(text_ahead.cpu() + 1, len(images)))
 
 
 def _best(

@@ -113,7 +113,8 @@ class Suite:
         first, picture_of = distinct(encoded.picture_of.tolist())
         images, texts = encoded.images[first], encoded.text_features
         relation = torch.stack([picture_of, encoded.text_of], 1)
-        scores = retrieve(images, texts, relation)
+        device = self._team.device
+        scores = retrieve(images.to(device), texts.to(device), relation)
         found.figures.update(_named(f"retrieval/{name}", scores.figures()))
         if not draw:
             return
@@ -142,7 +143,8 @@ class Suite:
         name, classes = name_of(task), class_names(task)
         texts = prompts(classes, task.templates)
         features = encode_texts(texts, self._tokenizer, self._context, embed, self._team, self._micro, alive)
-        scores = classify(encoded.images, class_weights(features, len(classes)), labels)
+        device, weights = self._team.device, class_weights(features, len(classes))
+        scores = classify(encoded.images.to(device), weights.to(device), labels)
         found.figures.update(_named(f"zero_shot/{name}", scores.figures()))
         if draw:
             truth, taken = scores.labels.numpy(), scores.predictions.numpy()
@@ -160,7 +162,8 @@ class Suite:
     ) -> None:
         name, train, test = name_of(task), encoded[task.train].images, encoded[task.test].images
         classes = int(labels.max()) + 1
-        voted = neighbours.predict(train, labels, test, classes=classes)
+        device = self._team.device
+        voted = neighbours.predict(train.to(device), labels, test.to(device), classes=classes)
         found.figures[f"neighbours/{name}/accuracy"] = float((voted == truth).double().mean())
 
         def share(function: Callable[[float], float], arguments: Sequence[float]) -> list[float]:

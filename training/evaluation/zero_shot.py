@@ -89,7 +89,8 @@ def labels_of(
 def classify(images: torch.Tensor, weights: torch.Tensor, labels: torch.Tensor) -> ZeroShot:
     """Scores pictures `[n, d]` with class weights `[classes, d]` against labels `[n]`.
 
-    Similarities exist for 4,096 pictures at a time. Raises ValueError for sizes that do not fit, or a single class.
+    Similarities exist for 4,096 pictures at a time. Works where the features are; the result is on the CPU.
+    Raises ValueError for sizes that do not fit, or a single class.
     """
     images, weights = unit(images, "image features"), unit(weights, "class features")
     labels = labels.to(images.device)
@@ -112,8 +113,8 @@ def classify(images: torch.Tensor, weights: torch.Tensor, labels: torch.Tensor) 
     hits = torch.bincount(labels[right], minlength=classes)
     present = pictures > 0
     return ZeroShot(
-        labels=labels,
-        predictions=predictions,
+        labels=labels.cpu(),
+        predictions=predictions.cpu(),
         top1=float(right.double().mean()),
         top5=float((ahead < 5).double().mean()) if classes > 5 else None,
         mean_per_class=float((hits[present].double() / pictures[present]).mean()),

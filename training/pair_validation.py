@@ -1,0 +1,124 @@
+"""Held-out pairs, looked at on any number of ranks alike: the contrastive loss over whole sets, and what the recipe's
+`evaluation:` section asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from data_pipeline.config import DataConfig, ShardSource
+from data_pipeline.pairs.tokenizers import CaptionTokenizer
+from data_pipeline.pairs.validation import PairValidationSet
+from training.errors import RecipeError
+from training.evaluation.config import EvaluationConfig
+from training.evaluation.encode import Embed, Encoded, Team, encode_pairs
+from training.evaluation.suite import Suite
+
+Outputs = Callable[[torch.Tensor | None, torch.Tensor | None], tuple[Any, ...]]
+"""(pictures or None, tokens or None) → (image features, text features, log scale, bias), without gradients."""
+Loss = Callable[[torch.Tensor, torch.Tensor, list[torch.Tensor], Any, dist.ProcessGroup | None], Any]
+
+
+@dataclass(frozen=True)
+class PairValidation:
+    """What a look at held-out pairs found."""
+
+    loss: float
+    """Nats; the mean over the held-out sets by their sizes, each as one batch. Without any, minus the first zero-shot
+    task's accuracy: lower is better.
+    """
+    figures: dict[str, float]
+    pictures: list[tuple[str, np.ndarray]]
+
+
+class PairValidator:
+    """Evaluates up to `evaluation.samples` pairs of each held-out set (0: all).
+
+    `index`, `count`, `group`: the data-parallel ranks that share the work. Construction and `run` are collective.
+    Raises RecipeError for what could only fail later.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data: DataConfig,
+        evaluation: EvaluationConfig,
+        tokenizer: CaptionTokenizer,
+        loss: Loss,
+        *,
+        micro_batch_size: int,
+        index: int,
+        count: int,
+        group: dist.ProcessGroup | None,
+        device: torch.device,
+    ) -> None:
+        self._model, self._tokenizer, self._loss, self._micro = model, tokenizer, loss, micro_batch_size
+        self._limit = evaluation.samples
+        self._team = Team(index, count, group, device)
+        self._sets = {source.shards: self._open(source.shards, data) for source in data.validation}
+        names = [one.names[0] for one in self._sets.values()]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise RecipeError(f'data.validation: two shard sets are named "{twice}"; name each once')
+        self._suite = Suite(
+            evaluation,
+            {one.names[0]: location for location, one in self._sets.items()},
+            lambda location: self._sets.get(location) or self._open(location, data),
+            tokenizer,
+            model.context_length,
+            team=self._team,
+            micro_batch_size=micro_batch_size,
+        )
+
+    def _open(self, location: str, data: DataConfig) -> PairValidationSet:
+        shape = {"image_size": self._model.image_size, "context_length": self._model.context_length}
+        return PairValidationSet([ShardSource(location)], data.cache, workers=data.images.workers, **shape)
+
+    def run(self, outputs: Outputs, *, draw: bool, alive: Callable[[], None] = lambda: None) -> PairValidation:
+        """Collective: every rank calls it, every rank gets the figures; pictures are made where `draw`."""
+
+        def embed(images: torch.Tensor | None, tokens: torch.Tensor | None) -> Any:
+            return outputs(images, tokens)[:2]
+
+        figures: dict[str, float] = {}
+        total = pairs = 0.0
+        for location, held_out in self._sets.items():
+            encoded = self._encoded(location, held_out, embed, alive)
+            loss = self._held_out_loss(encoded, outputs)
+            figures[f"validation_loss/{held_out.names[0]}"] = loss
+            total, pairs = total + loss * len(encoded.captions), pairs + len(encoded.captions)
+        found = self._suite.run(embed, draw=draw, alive=alive)
+        figures |= found.figures
+        if pairs:
+            overall = total / pairs
+            figures = {"validation_loss": overall, **figures}
+        else:
+            overall = -next(value for name, value in figures.items() if name.endswith(("top1", "accuracy")))
+        return PairValidation(overall, figures, found.pictures)
+
+    def _encoded(self, location: str, held_out: PairValidationSet, embed: Embed, alive: Callable[[], None]) -> Encoded:
+        return encode_pairs(
+            held_out,
+            self._tokenizer,
+            self._model.context_length,
+            embed,
+            team=self._team,
+            micro_batch_size=self._micro,
+            limit=self._limit,
+            alive=alive,
+        )
+
+    def _held_out_loss(self, encoded: Encoded, outputs: Outputs) -> float:
+        """The loss of all the pairs as one batch, each rank computing its part."""
+        mine = self._team.slice_of(len(encoded.captions))
+        image = encoded.images[mine].to(self._team.device)
+        text = encoded.text_features[encoded.text_of[mine]].to(self._team.device)
+        _, _, *shared = outputs(None, None)
+        known = [scalar for scalar in shared if scalar is not None]
+        return float(self._loss(image, text, known, self._model, self._team.group))
