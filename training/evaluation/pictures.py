@@ -170,7 +170,7 @@ def pictures_found(examples: Sequence[Example], title: str) -> Picture:
         "Left: the text asked for. Then the pictures most like it, best first, with their cosines; right ones framed."
     )
     image, draw = drawing.canvas(width, 200 + len(examples) * height)
-    top = drawing.heading(draw, title, said, width)
+    top = drawing.heading(draw, title, said, width) + 8
     image, draw = _grow(image, top + len(examples) * height + 4)
     for example in examples:
         lines = drawing.wrap(str(example.query), BODY, 228, 4)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from training.errors import RecipeError
 from training.evaluation import examples, neighbours, pictures
 from training.evaluation.config import EvaluationConfig, ProbeTask, ZeroShotTask, class_names, name_of
-from training.evaluation.drawing import Picture
+from training.evaluation.drawing import Picture, percent
 from training.evaluation.encode import (
     Embed,
     Encoded,
@@ -25,7 +25,7 @@ from training.evaluation.encode import (
     read_captions,
 )
 from training.evaluation.probe import probe
-from training.evaluation.retrieval import distinct, retrieve
+from training.evaluation.retrieval import Ranks, distinct, retrieve
 from training.evaluation.similarity import unit
 from training.evaluation.zero_shot import class_weights, classify, labels_of, prompts
 
@@ -123,10 +123,10 @@ class Suite:
             return _picture(pairs, encoded.positions, first[number])
 
         shown = examples.pictures_for_texts(images, texts, relation, scores, encoded.texts, look)
-        grid = pictures.pictures_found(shown, f"Pictures found for texts: {name}")
+        grid = pictures.pictures_found(shown, f"Pictures found for texts: {name}{_at_once(scores.text_to_image)}")
         found.pictures.append((f"retrieval/{name}/text_to_image", grid))
         shown = examples.texts_for_pictures(images, texts, relation, scores, encoded.texts, look)
-        grid = pictures.captions_found(shown, f"Texts found for pictures: {name}")
+        grid = pictures.captions_found(shown, f"Texts found for pictures: {name}{_at_once(scores.image_to_text)}")
         found.pictures.append((f"retrieval/{name}/image_to_text", grid))
         found.pictures.append((f"retrieval/{name}/similarity", _similarity(name, encoded, pairs)))
 
@@ -226,6 +226,11 @@ def _similarity(name: str, encoded: Encoded, pairs: Pairs) -> Picture:
 
 def _picture(pairs: Pairs, positions: NDArray[np.int64], place: int) -> Picture:
     return np.ascontiguousarray(pairs.batch(int(positions[place]), 1).images[0].transpose(1, 2, 0))
+
+
+def _at_once(ranks: Ranks) -> str:
+    share = ranks.recall(1)
+    return "" if share is None else f", {percent(share, 1)} right at once"
 
 
 def _named(prefix: str, figures: Mapping[str, float]) -> dict[str, float]:
