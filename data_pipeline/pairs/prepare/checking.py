@@ -45,13 +45,13 @@ def check_pairs(folder: Path, pairs: Iterable[RawPair], checks: Checks, tally: P
     with PairFileWriter(folder) as writer:
         for raw, caption, loaded in _loaded(accepted, checks.fetch_threads):
             if isinstance(loaded, Unfit):
-                tally.drop(str(loaded), raw.key, raw.source, caption, lambda: None)
+                tally.drop(str(loaded), raw.key, raw.source, caption)
                 continue
             tally.keep("read", len(loaded))
             try:
                 picture = examine(loaded, checks.max_pixels)
             except Unfit as error:
-                tally.drop(str(error), raw.key, raw.source, caption, lambda: None)
+                tally.drop(str(error), raw.key, raw.source, caption)
                 continue
             tally.keep("picture", len(loaded))
             _observe(picture, caption, tally)

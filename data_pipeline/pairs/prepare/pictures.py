@@ -53,7 +53,7 @@ def examine(content: bytes, max_pixels: int) -> Picture:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata
         try:
-            with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP", "MPO")) as image:
+            with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as image:
                 if image.width * image.height > max_pixels:
                     raise Unfit(TOO_MANY_PIXELS)
                 pixels = _decoded(image, content)

@@ -162,7 +162,7 @@ def read_lonely_captions(
     for file in files:
         key = printable(key_of(file["path"], base))
         tally.keep("found")
-        tally.drop(NO_PICTURE, key, printable(file["path"]), "", lambda: None)
+        tally.drop(NO_PICTURE, key, printable(file["path"]), "")
     _check(folder, iter(()), checks, files=len(files), tally=tally)
 
 
@@ -204,7 +204,7 @@ def read_list_part(
 
     tally = PairTally()
     if broken is not None:
-        tally.drop(DAMAGED, f"{key}!", f"{source}: {broken}", "", lambda: None)
+        tally.drop(DAMAGED, f"{key}!", f"{source}: {broken}", "")
     _check(folder, pairs(), checks, files=1, tally=tally)
 
 
@@ -233,7 +233,7 @@ def read_tar(
                     f"{name} is damaged: {error}; repair or exclude it, or set damaged_files: keep to use the pairs "
                     "before the damage"
                 ) from error
-            tally.drop(DAMAGED, f"{key}!", f"{name}: {error}", "", lambda: None)
+            tally.drop(DAMAGED, f"{key}!", f"{name}: {error}", "")
 
     _check(folder, pairs(), checks, files=1, tally=tally)
 

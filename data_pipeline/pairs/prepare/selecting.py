@@ -68,19 +68,19 @@ def select_part(
     """One part. outcome: of `duplicates.mark`."""
     tally = PairTally()
     source = Path(part)
-    copies, near = np.load(Path(outcome) / "exact.npy"), np.load(Path(outcome) / "near.npy")
+    copies, near, kept = (np.load(Path(outcome) / name) for name in ("exact.npy", "near.npy", "kept_copy.npy"))
     drawn = is_held_out(np.load(Path(outcome) / "group_keys.npy"), fraction)
     chosen = {TRAINING: np.zeros(len(copies), dtype=bool), HELD_OUT: np.zeros(len(copies), dtype=bool)}
     counts = {TRAINING: [0, 0, 0], HELD_OUT: [0, 0, 0]}
     tally.kept = {"copies": [0, 0], "near copies": [0, 0]}
     for number, pair in read_pairs(source):
-        shows = _shows(source, pair, max_pixels)
+        shows = shown_pair(source, pair, max_pixels)
         if copies[number] and exact:
-            tally.drop(COPY, pair.key, pair.source, pair.caption, shows)
+            tally.drop(COPY, pair.key, pair.source, pair.caption, shows, int(kept[number]))
             continue
         tally.keep("copies", pair.size)
         if (near[number] or copies[number]) and perceptual:
-            tally.drop(NEAR_COPY, pair.key, pair.source, pair.caption, shows)
+            tally.drop(NEAR_COPY, pair.key, pair.source, pair.caption, shows, int(kept[number]))
             continue
         tally.keep("near copies", pair.size)
         add_example(tally.examples, KEPT_EXAMPLES, pair.key, pair.source, pair.caption, shows)
@@ -99,7 +99,9 @@ def is_held_out(keys: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:
     return keys < np.uint64(min(int(fraction * 2**64), 2**64 - 1))
 
 
-def _shows(part: Path, pair: StoredPair, max_pixels: int) -> Callable[[], bytes | None]:
+def shown_pair(part: Path, pair: StoredPair, max_pixels: int) -> Callable[[], bytes | None]:
+    """A thumbnail of a stored pair, made when it is called for."""
+
     def show() -> bytes | None:
         (content,) = read_pictures(part, [pair])
         try:

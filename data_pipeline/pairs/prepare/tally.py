@@ -23,6 +23,8 @@ class Example:
     source: str
     caption: str
     picture: str = ""
+    of: int = -1
+    """Of a copy, the id of the pair that is kept instead."""
 
 
 @dataclass
@@ -55,11 +57,19 @@ class PairTally:
         count[0] += 1
         count[1] += size
 
-    def drop(self, reason: str, key: str, source: str, caption: str, picture: Callable[[], bytes | None]) -> None:
+    def drop(
+        self,
+        reason: str,
+        key: str,
+        source: str,
+        caption: str,
+        picture: Callable[[], bytes | None] = lambda: None,
+        of: int = -1,
+    ) -> None:
         """Counts a pair as dropped. picture: called for a thumbnail if this pair becomes an example."""
         drop = self.dropped.setdefault(reason, Drop())
         drop.pairs += 1
-        add_example(drop.examples, EXAMPLES, key, source, caption, picture)
+        add_example(drop.examples, EXAMPLES, key, source, caption, picture, of)
 
     def observe(self, histogram: str, value: str) -> None:
         """Counts a pair in a bin of a histogram."""
@@ -117,7 +127,13 @@ class PairTally:
 
 
 def add_example(
-    examples: list[Example], most: int, key: str, source: str, caption: str, picture: Callable[[], bytes | None]
+    examples: list[Example],
+    most: int,
+    key: str,
+    source: str,
+    caption: str,
+    picture: Callable[[], bytes | None],
+    of: int = -1,
 ) -> None:
     """Puts the pair among the examples if it is one of the `most` of lowest rank."""
     rank = int.from_bytes(hashlib.blake2b(key.encode(errors="replace"), digest_size=6).digest(), "big")
@@ -125,4 +141,4 @@ def add_example(
         shown = picture()
         small = base64.b64encode(shown).decode() if shown else ""
         text = caption[:_CAPTION_CHARACTERS].encode(errors="replace").decode()
-        examples[:] = sorted([*examples, Example(rank, source, text, small)])[:most]
+        examples[:] = sorted([*examples, Example(rank, source, text, small, of)])[:most]

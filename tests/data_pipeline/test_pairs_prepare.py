@@ -1,0 +1,427 @@
+"""`prepare` for pictures with captions as a whole: what it writes, what it drops and why, twice alike."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import webdataset
+import yaml
+from PIL import Image
+
+from cluster.config import ClusterConfig
+from cluster.session import open_session
+from data_pipeline.errors import BadConfig
+from data_pipeline.pairs.prepare import PairPrepareResult, prepare_pairs
+from data_pipeline.pairs.reader import PairSet
+from data_pipeline.pairs.recipe import (
+    CaptionTokenizerConfig,
+    PairCorpusConfig,
+    PairDedupConfig,
+    PairFilterConfig,
+    PairPrepareConfig,
+    ResizeConfig,
+)
+from data_pipeline.pairs.tokenizers import open_caption_tokenizer
+from data_pipeline.prepare.ray_tasks import RayTasks
+from data_pipeline.stages.language import LanguageConfig
+from tests.data_pipeline.outputs import hashes, without_reports
+from tests.data_pipeline.pictures import encoded, scene, tar_members, write_folder, write_tar
+from tests.data_pipeline.range_server import serving
+
+
+def pair_recipe(output: Path, *corpora: PairCorpusConfig, **changes: object) -> PairPrepareConfig:
+    """A small recipe with a tokenizer that a few captions are enough for."""
+    settings: dict[str, object] = {
+        "tokenizer": CaptionTokenizerConfig("char", 400),
+        "validation_fraction": 0.0,
+        "pairs": list(corpora),
+    }
+    return PairPrepareConfig(output=str(output), **{**settings, **changes})  # type: ignore[arg-type]
+
+
+def run(config: PairPrepareConfig) -> PairPrepareResult:
+    return prepare_pairs(config, lambda line: None)
+
+
+def dropped(result: PairPrepareResult, corpus: int = 0) -> dict[str, int]:
+    return {reason: drop.pairs for reason, drop in result.corpora[corpus].tally.dropped.items()}
+
+
+def pairs_of(folder: Path) -> list[tuple[bytes, str]]:
+    """Every pair of a shard set."""
+    pairs = PairSet(folder)
+    return [pairs.read(position) for position in range(len(pairs))]
+
+
+def captions_of(folder: Path) -> list[str]:
+    return [caption for _, caption in pairs_of(folder)]
+
+
+# -- what is written ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three corpora of every kind of source: folders, a list, a tar; without anything wrong in them."""
+    root = tmp_path_factory.mktemp("sources")
+    write_folder(root / "photos", range(20))
+    write_folder(root / "photos" / "more", range(20, 30), "PNG")
+    write_folder(root / "photos", range(30, 35), "WEBP")
+    write_tar(root / "tars" / "00000.tar", tar_members(range(40, 60)))
+    write_tar(root / "tars" / "00001.tar", tar_members(range(60, 65), "PNG"))
+    # What img2dataset lays beside a tar is no list.
+    (root / "tars" / "00000_stats.json").write_text('{"count": 20}')
+    (root / "tars" / "00000.parquet").write_bytes(b"never read")
+    return root
+
+
+def three_corpora(root: Path) -> list[PairCorpusConfig]:
+    return [
+        PairCorpusConfig("photos", [str(root / "photos")], 0.7),
+        PairCorpusConfig("tars", [str(root / "tars")], 0.3),
+    ]
+
+
+@pytest.fixture(scope="module")
+def prepared(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PairPrepareResult]:
+    output = tmp_path_factory.mktemp("prepared") / "shards"
+    return output, run(pair_recipe(output, *three_corpora(sources), validation_fraction=0.25))
+
+
+def test_what_is_written_is_what_the_result_and_the_mix_say(prepared: tuple[Path, PairPrepareResult]) -> None:
+    output, result = prepared
+    assert sorted(path.name for path in output.iterdir() if not path.name.startswith(".")) == [
+        "mix.yaml", "photos", "photos-validation", "report.html", "report.json", "tars", "tars-validation",
+        "tokenizer.model",
+    ]  # fmt: skip
+    assert not (output / ".prepare").exists()
+    tokenizer = open_caption_tokenizer(output / "tokenizer.model")
+    assert (tokenizer.sha256, tokenizer.vocab_size) == (result.tokenizer_sha256, result.vocab_size)
+    for corpus in result.corpora:
+        assert corpus.training is not None and corpus.validation is not None
+        for written in (corpus.training, corpus.validation):
+            pairs = PairSet(written.path)
+            assert (pairs.name, len(pairs)) == (written.name, written.samples)
+            assert pairs.caption_tokenizer().sha256 == result.tokenizer_sha256
+        assert corpus.tally.dropped == {}
+    mix = yaml.safe_load((output / "mix.yaml").read_text())
+    assert mix["mix"] == [
+        {"shards": str(output / "photos"), "weight": 0.7},
+        {"shards": str(output / "tars"), "weight": 0.3},
+    ]
+    assert mix["validation"] == [{"shards": str(output / f"{name}-validation")} for name in ("photos", "tars")]
+
+
+def test_the_bytes_of_every_picture_are_kept_and_its_caption_stays_with_it(
+    prepared: tuple[Path, PairPrepareResult], sources: Path
+) -> None:
+    output, _ = prepared
+    files = [path for path in sources.glob("photos/**/*") if path.suffix in (".jpg", ".png", ".webp")]
+    wanted = {(path.read_bytes(), path.with_suffix(".txt").read_text().strip()) for path in files}
+    assert {*pairs_of(output / "photos"), *pairs_of(output / "photos-validation")} == wanted and len(wanted) == 35
+    wanted = {(content, scene(int(name[:9]))[1]) for name, content in _pictures_of_tars()}
+    assert {*pairs_of(output / "tars"), *pairs_of(output / "tars-validation")} == wanted and len(wanted) == 25
+
+
+def _pictures_of_tars() -> Iterator[tuple[str, bytes]]:
+    for members in (tar_members(range(40, 60)), tar_members(range(60, 65), "PNG")):
+        yield from ((name, content) for name, content in members if name.endswith((".jpg", ".png")))
+
+
+def test_stock_webdataset_reads_the_shards(prepared: tuple[Path, PairPrepareResult]) -> None:
+    output, _ = prepared
+    samples = list(webdataset.WebDataset(str(output / "photos" / "00000.tar"), shardshuffle=False))
+    assert [sample["txt"].decode() for sample in samples] == captions_of(output / "photos")
+    for sample in samples:
+        (extension,) = {"jpg", "png", "webp"} & set(sample)
+        image = Image.open(io.BytesIO(sample[extension]))
+        facts = json.loads(sample["json"])
+        assert facts["key"].endswith(extension) and image.size == (facts["width"], facts["height"])
+
+
+def test_twice_gives_the_same_bytes_from_another_folder_and_in_parts_of_any_size(
+    prepared: tuple[Path, PairPrepareResult], sources: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(sources, tmp_path / "moved")
+    again = pair_recipe(
+        tmp_path / "again", *three_corpora(tmp_path / "moved"), validation_fraction=0.25, part_bytes=10_000
+    )
+    run(again)
+    first, second = (without_reports(hashes(folder)) for folder in (prepared[0], tmp_path / "again"))
+    assert {**first, "mix.yaml": ""} == {**second, "mix.yaml": ""} and len(first) > 15
+
+
+def test_workers_change_no_byte(prepared: tuple[Path, PairPrepareResult], sources: Path, tmp_path: Path) -> None:
+    config = pair_recipe(tmp_path / "ray", *three_corpora(sources), validation_fraction=0.25, part_bytes=20_000)
+    with open_session(ClusterConfig(), 2, on_close=lambda: None):
+        prepare_pairs(config, lambda line: None, RayTasks())
+    first, second = (without_reports(hashes(folder)) for folder in (prepared[0], tmp_path / "ray"))
+    assert {**first, "mix.yaml": ""} == {**second, "mix.yaml": ""}
+
+
+def test_a_finished_output_is_replaced_on_request_only(sources: Path, tmp_path: Path) -> None:
+    config = pair_recipe(tmp_path / "out", PairCorpusConfig("photos", [str(sources / "photos" / "more")]))
+    run(config)
+    before = hashes(tmp_path / "out")
+    with pytest.raises(BadConfig, match="overwrite: true"):
+        run(config)
+    assert hashes(tmp_path / "out") == before
+    config.overwrite = True
+    config.pairs[0].exclude = ["*020.png"]
+    run(config)
+    assert len(PairSet(tmp_path / "out" / "photos")) == 9
+
+
+# -- what is dropped ---------------------------------------------------------------------------------------------------
+
+
+def test_every_fault_of_a_pair_is_counted_under_its_reason(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos", range(6))
+
+    def plant(name: str, picture: bytes, caption: str | bytes | None = "a picture with something wrong") -> None:
+        (folder / name).write_bytes(picture)
+        if caption is not None:
+            text = caption if isinstance(caption, bytes) else caption.encode()
+            (folder / name).with_suffix(".txt").write_bytes(text)
+
+    jpeg, png, webp = (encoded(scene(50)[0], kind) for kind in ("JPEG", "PNG", "WEBP"))
+    plant("cut.jpg", jpeg[: len(jpeg) // 2])
+    plant("cut.png", png[: len(png) // 2])
+    plant("cut.webp", webp[: len(webp) // 2])
+    plant("text.jpg", b"this is no picture")
+    plant("nothing.jpg", b"")
+    plant("animated.gif", encoded(scene(51)[0].convert("P"), "GIF"))
+    plant("tiny.png", encoded(scene(52, (40, 90))[0], "PNG"))
+    plant("wide.png", encoded(scene(53, (300, 70))[0], "PNG"))
+    plant("bomb.png", encoded(Image.new("1", (9000, 9000)), "PNG"))
+    plant("empty-caption.jpg", jpeg, " \n\t")
+    plant("no-caption.jpg", jpeg, None)
+    plant("short-caption.jpg", jpeg, "dog")
+    plant("long-caption.jpg", jpeg, "very " * 300)
+    plant("latin-caption.jpg", jpeg, "ein großer Hund".encode("latin-1"))
+    plant("noise.jpg", jpeg, "ein Hund läuft über die grüne Wiese im Park neben dem großen Haus")
+    (folder / "lonely.txt").write_text("a caption without its picture")
+    (folder / "notes.md").write_text("not of the data")
+    filters = PairFilterConfig(language=LanguageConfig(keep=["en"], max_distance=1500, min_characters=25))
+    config = pair_recipe(tmp_path / "out", PairCorpusConfig("photos", [str(folder)]), filters=filters)
+    result = run(config)
+    assert dropped(result) == {
+        "picture: truncated or damaged": 3,
+        "picture: no JPEG, PNG or WebP": 2,
+        "read: empty file": 1,
+        "picture: more pixels than max_pixels": 1,
+        "size: shorter side below 64 pixels": 1,
+        "size: sides of more than 3 to 1": 1,
+        "caption: empty": 1,
+        "caption: missing": 1,
+        "caption: shorter than 5 characters": 1,
+        "caption: longer than 1000 characters": 1,
+        "caption: invalid UTF-8": 1,
+        "language: not one of en": 1,
+        "read: a caption without a picture": 1,
+    }
+    tally = result.corpora[0].tally
+    assert tally.kept["found"][0] == 22 and tally.kept["near copies"][0] == 6
+    assert captions_of(tmp_path / "out" / "photos") == [scene(seed)[1] for seed in range(6)]
+
+
+def test_of_copies_and_near_copies_the_first_in_order_of_priority_stays(tmp_path: Path) -> None:
+    first = write_folder(tmp_path / "first", range(10))
+    second = write_folder(tmp_path / "second", range(20, 25))
+    image, _ = scene(3)
+    (second / "same-bytes.jpg").write_bytes((first / "003.jpg").read_bytes())
+    (second / "same-bytes.txt").write_text("the same file under another caption")
+    for name, content in (
+        ("coarse.jpg", encoded(scene(4)[0], quality=40)),
+        ("small.jpg", encoded(scene(5)[0].resize((77, 64)), quality=90)),
+        ("large.webp", encoded(scene(6)[0].resize((288, 240)), "WEBP")),
+    ):
+        (second / name).write_bytes(content)
+        (second / name).with_suffix(".txt").write_text(f"nearly a copy, {name}")
+    corpora = [PairCorpusConfig("second", [str(second)]), PairCorpusConfig("first", [str(first)])]
+    result = run(pair_recipe(tmp_path / "out", *corpora, priority=["first"]))
+    assert dropped(result) == {
+        "copies: a picture that has come before": 1,
+        "near copies: a picture that looks like one before": 3,
+    }
+    assert captions_of(tmp_path / "out" / "second") == [scene(seed)[1] for seed in range(20, 25)]
+    assert len(PairSet(tmp_path / "out" / "first")) == 10
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    shown = {
+        example["caption"]: example["kept"]["caption"]
+        for drop in report["corpora"][0]["dropped"]
+        for example in drop["examples"]
+    }
+    assert shown["the same file under another caption"] == scene(3)[1]
+    assert shown["nearly a copy, small.jpg"] == scene(5)[1]
+    # The other way round without a word on priority, and nothing at all without deduplication.
+    result = run(pair_recipe(tmp_path / "reverse", *corpora))
+    assert dropped(result) == {} and sum(dropped(result, 1).values()) == 4
+    off = PairDedupConfig(exact=False, perceptual=False)
+    result = run(pair_recipe(tmp_path / "all", *corpora, deduplicate=off))
+    assert dropped(result) == dropped(result, 1) == {}
+    assert image.size == (96, 80)
+
+
+def test_the_same_shapes_in_other_colours_are_no_copies(tmp_path: Path) -> None:
+    for name, colour in (("red", (220, 30, 30)), ("blue", (60, 60, 250)), ("plain", None)):
+        image = Image.new("RGB", (80, 80), (250, 250, 250))
+        if colour:
+            image.paste(colour, (20, 20, 60, 60))
+        (tmp_path / f"{name}.png").write_bytes(encoded(image, "PNG"))
+        (tmp_path / f"{name}.txt").write_text(f"a {name} square")
+    for name, colour in (("black", 0), ("grey", 128)):
+        (tmp_path / f"{name}.png").write_bytes(encoded(Image.new("L", (80, 80), colour), "PNG"))
+        (tmp_path / f"{name}.txt").write_text(f"a {name} square")
+    result = run(pair_recipe(tmp_path / "out", PairCorpusConfig("c", [str(tmp_path / "*.png"), str(tmp_path)])))
+    assert dropped(result) == {}
+
+
+def test_copies_that_are_kept_lie_on_one_side_of_the_split(tmp_path: Path) -> None:
+    for seed in range(24):
+        for quality in (95, 60, 35):
+            image, caption = scene(seed)
+            (tmp_path / f"{quality}-{seed:02d}.jpg").write_bytes(encoded(image, quality=quality))
+            (tmp_path / f"{quality}-{seed:02d}.txt").write_text(caption)
+    corpus = PairCorpusConfig("c", [str(tmp_path)])
+    off = PairDedupConfig(perceptual=False)
+    run(pair_recipe(tmp_path / "out", corpus, deduplicate=off, validation_fraction=0.3))
+    training, held_out = (captions_of(tmp_path / "out" / name) for name in ("c", "c-validation"))
+    assert len(training) + len(held_out) == 72 and held_out
+    assert not set(training) & set(held_out)
+
+
+# -- sources -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_tar_with_missing_halves_and_hostile_names_gives_its_whole_pairs_and_writes_nothing(tmp_path: Path) -> None:
+    pictures = [encoded(scene(seed)[0]) for seed in range(6)]
+    members = [
+        ("a/000.jpg", pictures[0]), ("a/000.txt", b"a picture in a folder"),
+        ("only-picture.jpg", pictures[1]),
+        ("only-caption.txt", b"a caption without a picture"),
+        ("only-facts.json", b"{}"),
+        ("../../outside.jpg", pictures[2]), ("../../outside.txt", b"a name that climbs out"),
+        ("/etc/absolute.jpg", pictures[3]), ("/etc/absolute.txt", b"an absolute name"),
+        ("from-json.jpg", pictures[4]), ("from-json.json", b'{"caption": "said by the json", "url": "http://x/y"}'),
+    ]  # fmt: skip
+    path = write_tar(tmp_path / "tars" / "one.tar", members)
+    import tarfile
+
+    with tarfile.open(path, "a") as archive:
+        for kind, name in ((tarfile.SYMTYPE, "link.jpg"), (tarfile.LNKTYPE, "hard.jpg")):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "/etc/passwd"
+            archive.addfile(link)
+    before = sorted(tmp_path.parent.rglob("outside*"))
+    result = run(pair_recipe(tmp_path / "out", PairCorpusConfig("tars", [str(path)])))
+    assert captions_of(tmp_path / "out" / "tars") == [
+        "a picture in a folder",
+        "a name that climbs out",
+        "an absolute name",
+        "said by the json",
+    ]
+    assert dropped(result) == {"caption: missing": 1, "read: a caption without a picture": 1}
+    assert sorted(tmp_path.parent.rglob("outside*")) == before and not Path("/etc/absolute.jpg").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"tars", "out"}
+
+
+def list_files(folder: Path, rows: list[tuple[str | None, str | None]]) -> list[Path]:
+    """The same rows as a list of every kind."""
+    folder.mkdir(exist_ok=True)
+    table = pyarrow.table({"URL": [path for path, _ in rows], "TEXT": [caption for _, caption in rows]})
+    pyarrow.parquet.write_table(table, folder / "list.parquet")
+    with open(folder / "list.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("n", "TEXT", "URL"), *((1, caption, path) for path, caption in rows)])
+    objects = [{"URL": path, "TEXT": caption} for path, caption in rows]
+    (folder / "list.json").write_text(json.dumps(objects, indent=1))
+    (folder / "list.jsonl").write_text("\n".join(map(json.dumps, objects)) + "\n")
+    return [folder / f"list.{kind}" for kind in ("parquet", "csv", "json", "jsonl")]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "json", "jsonl"])
+def test_lists_of_paths_and_urls_with_dead_links(tmp_path: Path, kind: str) -> None:
+    write_folder(tmp_path / "served", range(8))
+    write_folder(tmp_path / "lists" / "local", range(20, 24))
+    with serving(tmp_path / "served") as server:
+        rows: list[tuple[str | None, str | None]] = [(f"{server.url}/{n:03d}.jpg", scene(n)[1]) for n in range(8)]
+        rows += [(f"local/{n:03d}.jpg", scene(n)[1]) for n in range(20, 24)]
+        rows += [
+            (f"{server.url}/gone.jpg", "a picture that is gone"),
+            ("local/none.jpg", "a file that is not there"),
+            ("ftp://example.invalid/x.jpg", "a kind of URL that nobody knows"),
+            (None, "no path at all"),
+            (f"{server.url}/001.jpg", None),
+        ]
+        server.fail("unavailable", "/002.jpg", times=1)
+        list_files(tmp_path / "lists", rows)
+        corpus = PairCorpusConfig(
+            "list", [str(tmp_path / "lists" / f"list.{kind}")], path_field="URL", caption_field="TEXT"
+        )
+        result = run(pair_recipe(tmp_path / "out", corpus, part_rows=3))
+        asked = server.asked("/001.jpg")
+    assert captions_of(tmp_path / "out" / "list") == [scene(n)[1] for n in [*range(8), *range(20, 24)]]
+    assert asked == 1  # not for the row without a caption
+    no_caption = "caption: empty" if kind == "csv" else "caption: missing"
+    assert dropped(result) == {
+        "read: dead link": 1,
+        "read: no such file": 1,
+        "read: neither a path nor a URL of a known kind": 2,
+        no_caption: 1,
+    }
+
+
+def test_a_picture_whose_folder_names_its_class(tmp_path: Path) -> None:
+    for name, seeds in (("golden_retriever", range(3)), ("tabby cat", range(3, 5))):
+        for path in write_folder(tmp_path / "classes" / name, seeds).glob("*.txt"):
+            path.unlink()
+    corpus = PairCorpusConfig("classes", [str(tmp_path / "classes")], caption="folder", template="a photo of a {}")
+    result = run(pair_recipe(tmp_path / "out", corpus))
+    assert captions_of(tmp_path / "out" / "classes") == [
+        *["a photo of a golden retriever"] * 3,
+        *["a photo of a tabby cat"] * 2,
+    ]
+    assert dropped(result) == {}
+
+
+def test_only_what_is_larger_is_written_anew_when_asked_to_resize(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos", range(3))
+    turned = scene(7, (400, 300))[0]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    turned.save(folder / "large.jpg", quality=95, exif=exif)
+    (folder / "large.txt").write_text("a large picture on its side")
+    corpus = PairCorpusConfig("c", [str(folder)], resize=ResizeConfig(shorter_side=100, quality=80))
+    run(pair_recipe(tmp_path / "out", corpus))
+    by_caption = {caption: picture for picture, caption in pairs_of(tmp_path / "out" / "c")}
+    large = Image.open(io.BytesIO(by_caption["a large picture on its side"]))
+    assert large.size == (100, 133) and large.format == "JPEG"
+    assert by_caption[scene(1)[1]] == (folder / "001.jpg").read_bytes()
+
+
+def test_a_tokenizer_of_the_users_own_is_taken_over(tmp_path: Path, prepared: tuple[Path, PairPrepareResult]) -> None:
+    folder = write_folder(tmp_path / "photos", range(3))
+    merges = tmp_path / "bpe.txt"
+    merges.write_text("#version: 0.2\nt h\nth e</w>\na </w>\n".replace("a </w>\n", "r e\n"))
+    config = pair_recipe(
+        tmp_path / "bpe",
+        PairCorpusConfig("c", [str(folder)]),
+        tokenizer=CaptionTokenizerConfig(clip_merges=str(merges)),
+    )
+    result = run(config)
+    assert (tmp_path / "bpe" / "merges.txt").read_bytes() == merges.read_bytes()
+    assert result.vocab_size == 512 + 3 + 2
+    assert PairSet(tmp_path / "bpe" / "c").caption_tokenizer().vocab_size == 517
+    model = prepared[0] / "tokenizer.model"
+    config = pair_recipe(
+        tmp_path / "model", PairCorpusConfig("c", [str(folder)]), tokenizer=CaptionTokenizerConfig(model=str(model))
+    )
+    assert run(config).tokenizer_sha256 == prepared[1].tokenizer_sha256
