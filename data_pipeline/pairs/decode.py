@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 MAX_PIXELS = 1 << 26
 """Of a picture as stored: 64 Mi, 192 MiB as bytes of colour."""
 MAX_SIDE = 65535
-_EXIF_SEARCH = 1 << 16
+_EXIF_SEARCH = 4096
 _ROTATIONS = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
 cv2.setNumThreads(1)  # what decodes in several threads wants one picture a thread
@@ -142,7 +142,7 @@ def _orientation(jpeg: bytes) -> int:
     start = jpeg.find(b"Exif\0\0", 2, _EXIF_SEARCH)
     if start < 0:
         return 1
-    tiff = memoryview(jpeg)[start + 6 : start + 6 + _EXIF_SEARCH]
+    tiff = memoryview(jpeg)[start + 6 : start + 6 + (1 << 16)]
     order = {b"II": "<", b"MM": ">"}.get(bytes(tiff[:2]))
     if order is None:
         return 1
