@@ -26,10 +26,6 @@ EXECUTIONS: dict[str, dict[str, Any]] = {
     "full": {"recompute": "full"},
     "selective": {"recompute": "selective"},
 }
-    "plain": {},
-    "full": {"recompute": "full"},
-    "selective": {"recompute": "selective"},
-}
 
 
 def pieces(model: network.CLIP, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
