@@ -221,9 +221,9 @@ def _check_coupled_batch(recipe: Recipe, size: int, data_parallel: int) -> None:
     counts = {-(-share // micro) for share in shares}
     if len(counts) > 1 and stage >= 2:
         raise RecipeError(
-            f"parallel.zero_stage {stage} wants as many micro-batches on each rank, but {key} {size} over {data_parallel} "
-            f"ranks in micro-batches of {micro} gives {min(counts)} and {max(counts)}; use zero_stage 1, or a multiple of "
-            f"{data_parallel * micro}"
+            f"parallel.zero_stage {stage} wants as many micro-batches on each rank, but {key} {size} over "
+            f"{data_parallel} ranks in micro-batches of {micro} gives {min(counts)} and {max(counts)}; use zero_stage "
+            f"1, or a multiple of {data_parallel * micro}"
         )
     recipe.model.check_micro_batches(max(counts))
 
