@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 
 from modeling import megatron_bridge  # isort: skip  (the bridge first: it keeps Megatron Core's imports quiet)
@@ -15,9 +14,12 @@ from torch import Tensor
 
 from modeling.clip.blocks import empty
 from modeling.clip.config import CLIPConfig
+from modeling.clip.initial import initial
 from modeling.clip.objective import couple, embed, held_out_loss
+from modeling.clip.resnet import ResNet
 from modeling.clip.text import TextTransformer
 from modeling.clip.vision import VisionTransformer
+from modeling.errors import ModelError
 from modeling.execution import Execution
 from modeling.sharding import Shard, fill
 
@@ -37,7 +39,7 @@ class CLIP(torch.nn.Module):
         super().__init__()
         self.clip = clip
         self.execution = execution
-        self.vision = VisionTransformer(clip, execution)
+        self.vision = VisionTransformer(clip, execution) if clip.vision == "vit" else ResNet(clip, execution)
         self.text = TextTransformer(clip, execution)
         self.log_scale = empty(execution, 1)
         self.logit_bias = empty(execution, 1) if clip.loss == "sigmoid" else None
@@ -94,6 +96,7 @@ def build(clip: CLIPConfig, execution: Execution) -> list[CLIP]:
     clip.check()
     clip.check_layout(execution.layout)
     execution.check(clip.dropout)
+    _check_precision(clip, execution)
     megatron_bridge.prepare()
     chunk = CLIP(clip, execution)
     chunk.to(device=torch.cuda.current_device(), dtype=execution.dtype)
@@ -101,16 +104,26 @@ def build(clip: CLIPConfig, execution: Execution) -> list[CLIP]:
     for name, parameter in chunk.named_parameters():
         if parameter.device.type != "meta":
             fill(parameter, shards[name], execution.seed)
-    chunk.vision.requires_grad_(not clip.lock_image)
-    chunk.text.requires_grad_(not clip.lock_text)
+    for tower, locked in ((chunk.vision, clip.lock_image), (chunk.text, clip.lock_text)):
+        if locked:
+            tower.requires_grad_(False)
     chunk.train()
     if execution.compile:
         # One function for all layers, of both towers; a variant for each of grad or not and each shape.
         torch._dynamo.config.recompile_limit = 64
         for tower in (chunk.vision, chunk.text):
-            for layer in tower.transformer.layers:
+            for layer in () if isinstance(tower, ResNet) else tower.transformer.layers:
                 layer.forward = torch.compile(layer.forward, fullgraph=True, dynamic=False)
     return [chunk]
+
+
+def _check_precision(clip: CLIPConfig, execution: Execution) -> None:
+    learns_statistics = clip.vision == "resnet50" and not (clip.freeze_batch_norm or clip.lock_image)
+    if learns_statistics and execution.precision == "bf16":
+        raise ModelError(
+            "training.precision bf16 would round every small update of a resnet50's running statistics away; use fp32, "
+            "or model.freeze_batch_norm true"
+        )
 
 
 def describe(chunk: CLIP) -> dict[str, Shard]:
@@ -142,14 +155,14 @@ def _describe(chunk: CLIP, name: str, parameter: torch.nn.Parameter) -> Shard:
     if axis is not None:
         global_shape[axis] *= tensor
         offset[axis] = rank * shape[axis]
-    initial, normal = _initial(chunk.clip, name, tuple(global_shape))
+    value, normal = initial(chunk.clip, name, tuple(global_shape))
     return Shard(
         name=name,
         global_shape=tuple(global_shape),
         offset=tuple(offset),
         shape=shape,
         local_numel=parameter.numel(),
-        initial=initial,
+        initial=value,
         normal=normal,
         # As open_clip: tables of positions are matrices, too; gains, biases, the class token and the scale are not.
         decay=parameter.ndim > 1,
@@ -166,32 +179,3 @@ def _mark_tensor_parallel(parameter: torch.nn.Parameter, axis: int | None) -> No
             tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
         else:
             tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, axis, 1)
-
-
-def _initial(clip: CLIPConfig, name: str, shape: tuple[int, ...]) -> tuple[float, bool]:
-    """(standard deviation or constant, whether normal): the scheme of OpenAI's CLIP (`CLIP.initialize_parameters`).
-
-    Its text transformer's deviations serve both transformers, where it leaves the image tower's to torch's defaults;
-    and what it draws from torch's uniform default, the patch embedding, is normal here with the same variance.
-    """
-    if name == "log_scale":
-        return clip.initial_log_scale, False
-    if name == "logit_bias":
-        return clip.initial_bias, False
-    tower, rest = name.split(".", 1)
-    width, layers = (
-        (clip.vision_width, clip.vision_layers) if tower == "vision" else (clip.text_width, clip.text_layers)
-    )
-    if rest == "patch_embedding.weight":
-        return (3.0 * shape[1]) ** -0.5, True
-    if rest == "token_embedding":
-        return 0.02, True
-    if tower == "text" and rest == "position_embedding":
-        return 0.01, True
-    if len(shape) == 1 and rest != "class_embedding":
-        return (1.0 if "norm" in rest and rest.endswith("weight") else 0.0), False
-    if rest.endswith("linear_fc1.weight"):
-        return (2.0 * width) ** -0.5, True
-    if rest.endswith(("linear_proj.weight", "linear_fc2.weight")):
-        return width**-0.5 / math.sqrt(2.0 * layers), True
-    return width**-0.5, True  # attention's input, class token, image positions, projections
