@@ -26,6 +26,10 @@ TINY = CLIPConfig(
     text_width=24,
     text_heads=2,
 )
+# What a ViT alone has is left as it comes.
+RESNET = replace(
+    TINY, vision="resnet50", vision_layers=12, patch_size=32, vision_width=4, vision_heads=2, image_size=64
+)
 GELU = replace(TINY, activation="gelu", loss="sigmoid", patch_size=16, context_length=12)
 
 

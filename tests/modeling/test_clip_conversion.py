@@ -16,11 +16,10 @@ from modeling.clip import huggingface, network, openclip
 from modeling.clip.config import CLIPConfig
 from modeling.clip.conversion import fitted_positions
 from modeling.errors import ModelError
-from tests.modeling.clip_worlds import GELU, TINY, build, pairs, perturb
+from tests.modeling.clip_worlds import GELU, RESNET, TINY, build, pairs, perturb
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
-RESNET = replace(TINY, vision="resnet50", vision_layers=12, patch_size=32, vision_width=4, vision_heads=2, image_size=64)
 Read = Callable[[str], torch.Tensor]
 
 
