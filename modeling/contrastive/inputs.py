@@ -53,7 +53,7 @@ def prepare(
     if tile is not None and tile < 1:
         raise ModelError(f"a tile of the contrastive loss has at least one row, not {tile}")
     pool = Pool(first.shape[0], first.shape[1], first.device, group)
-    scale = math.exp(float(log_scale))
+    scale = math.exp(number(log_scale))
     # Half-precision features travel as they are, and become fp32 on arrival.
     a, every_b = widened(first.detach()), widened(pool.gather(second.detach()))
     b = every_b[pool.own]
@@ -62,6 +62,11 @@ def prepare(
     for rows in tiles.blocks(pool.local):
         aligned[rows] = (a[rows].double() * b[rows].double()).sum(1).mul_(scale)
     return Inputs(a, b, every_b, aligned, pool, tiles)
+
+
+def number(value: torch.Tensor | float) -> float:
+    """A scalar of either kind, of which no gradient is kept."""
+    return value.item() if isinstance(value, torch.Tensor) else float(value)
 
 
 def widened(features: torch.Tensor) -> torch.Tensor:

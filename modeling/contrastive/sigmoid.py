@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from modeling.contrastive.coupled import Coupled
-from modeling.contrastive.inputs import prepare
+from modeling.contrastive.inputs import number, prepare
 from modeling.contrastive.tiles import full_precision, softplus
 
 
@@ -29,7 +29,7 @@ def sigmoid_loss(
     `clip_loss`; `bias` starts at -10 in the paper.
     """
     with full_precision(first.device):
-        return _coupled(first, second, log_scale, float(bias), group, tile)
+        return _coupled(first, second, log_scale, number(bias), group, tile)
 
 
 def _coupled(

@@ -71,4 +71,10 @@ class Tiles:
     def similarities(self, x: torch.Tensor, y: torch.Tensor, number: int = 0) -> torch.Tensor:
         """s x y^T of `[rows, d]` and `[columns, d]`, in buffer `number`."""
         tile = self.buffer(number, x.shape[0], y.shape[0])
-        return torch.addmm(tile, x, y.t(), beta=0, alpha=self.scale, out=tile)
+        # A sum of d products rounds d times near its final size. A few sums of fewer cost the same and round less:
+        # at scale 100 three times as accurate, and all that is small here is an exponential of this.
+        width = max(8, -(-x.shape[1] // 4))
+        parts = zip(x.split(width, 1), y.split(width, 1), strict=True)
+        for number_of_part, (left, right) in enumerate(parts):
+            torch.addmm(tile, left, right.t(), beta=min(number_of_part, 1), alpha=self.scale, out=tile)
+        return tile
