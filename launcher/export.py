@@ -1,4 +1,4 @@
-"""`trestle export RUN --to huggingface DIR`: a folder that `transformers` loads."""
+"""`trestle export RUN --to huggingface DIR`: a folder that `transformers`, or another library, loads."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher.arguments import Parser
 from launcher.errors import EnvironmentFailure, UserError
 from launcher.run_folder import RunFolder
 from launcher.tables import size
+from modeling.registry import family, formats
 from training.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -28,13 +29,14 @@ def parser() -> Parser:
         "export",
         "Write a run's model, from its newest verified checkpoint or from that of --step, as a folder that\n"
         "transformers loads: config.json, model.safetensors (several with an index above 5 GB), and the tokenizer:\n"
-        "tokenizer.model as it was trained, and tokenizer.json, which AutoTokenizer reads.",
+        "tokenizer.model as it was trained, and tokenizer.json, which AutoTokenizer reads. A CLIP also as open_clip's\n"
+        "open_clip_config.json and open_clip_model.safetensors.",
         "  trestle export runs/demo --to huggingface demo-hf\n"
         "  python -c \"from transformers import pipeline; print(pipeline('text-generation', 'demo-hf')('import '))\"",
     )
     made.add_argument("run", metavar="RUN", help="a run's folder, such as runs/demo")
     made.add_argument("directory", metavar="DIR", help="the folder to write; it must not exist, or be empty")
-    made.add_argument("--to", required=True, choices=["huggingface"], help="the format")
+    made.add_argument("--to", required=True, choices=formats(), help="the format")
     made.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step, instead of the newest")
     made.add_argument(
         "--dtype", default="fp32", choices=["fp32", "bf16"], help="of the weights (default fp32, as trained)"
@@ -45,27 +47,35 @@ def parser() -> Parser:
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     import torch
 
+    from launcher.caption_tokenizer_files import write_caption_tokenizer
     from launcher.huggingface_tokenizer import write_tokenizer
-    from launcher.one_process import model_config, tokenizer_of, verified_checkpoint
-    from modeling.gpt.huggingface import export_tensors, to_hf_config
+    from launcher.one_process import caption_tokenizer_of, model_config, tokenizer_of, verified_checkpoint
 
     folder = RunFolder.existing(arguments.run)
     recipe = load_recipe(folder.path)
-    tokenizer = tokenizer_of(folder, recipe)
+    chosen = family(recipe.model.family)
+    conversion = chosen.conversion(arguments.to)
+    captions = chosen.reads == "pairs"
+    tokenizer: Any = caption_tokenizer_of(folder, recipe) if captions else tokenizer_of(folder, recipe)
     config = model_config(recipe, tokenizer)
-    theirs = to_hf_config(config, eod_id=tokenizer.eod_id)
+    theirs = conversion.to_hf_config(config, eod_id=tokenizer.eot_id if captions else tokenizer.eod_id)
     checkpoint = verified_checkpoint(folder, arguments.step)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[arguments.dtype]
-    theirs["dtype"] = str(dtype).removeprefix("torch.")
+    if arguments.to == "huggingface":
+        theirs["dtype"] = str(dtype).removeprefix("torch.")
     with new_folder(Path(arguments.directory)) as draft:
-        tensors = ((name, tensor.to(dtype)) for name, tensor in export_tensors(config, checkpoint.tensor))
-        written = write_tensors(draft, tensors, SHARD_BYTES)
-        (draft / "config.json").write_text(json.dumps(theirs, indent=2) + "\n")
+        tensors = ((name, tensor.to(dtype)) for name, tensor in conversion.export_tensors(config, checkpoint.tensor))
+        written = write_tensors(draft, tensors, SHARD_BYTES, stem=conversion.WEIGHTS)
+        files = {conversion.CONFIG_FILE: theirs} | conversion.other_files(config)
+        for name, content in files.items():
+            (draft / name).write_text(json.dumps(content, indent=2) + "\n")
         for path in draft.glob("*.safetensors"):
-            shutil.copymode(draft / "config.json", path)  # safetensors lets nobody but the owner read its files
-        remark = write_tokenizer(draft, tokenizer, config.sequence_length)
-    what = f"{theirs['architectures'][0]} of step {checkpoint.step}"
-    print(f"{arguments.directory}: {what}, {size(written)} in {arguments.dtype}")
+            # safetensors lets nobody but the owner read its files
+            shutil.copymode(draft / conversion.CONFIG_FILE, path)
+        write = write_caption_tokenizer if captions else write_tokenizer
+        remark = write(draft, tokenizer, config.sequence_length)
+    what = theirs["architectures"][0] if "architectures" in theirs else conversion.MODELS
+    print(f"{arguments.directory}: {what} of step {checkpoint.step}, {size(written)} in {arguments.dtype}")
     print(f"tokenizer: {remark}")
     return 0
 
@@ -89,8 +99,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def write_tensors(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]], limit: int) -> int:
-    """Write model.safetensors, or several of at most `limit` bytes with an index; at most one file is in memory.
+def write_tensors(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]], limit: int, *, stem: str = "model") -> int:
+    """Write STEM.safetensors, or several of at most `limit` bytes with an index; at most one file is in memory.
 
     Returns the bytes of all tensors. Raises OSError.
     """
@@ -106,15 +116,15 @@ def write_tensors(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]], lim
         total += tensor.nbytes
     parts.append(_write_part(folder, len(parts), group))
     if len(parts) == 1:
-        parts[0][0].rename(folder / "model.safetensors")
+        parts[0][0].rename(folder / f"{stem}.safetensors")
         return total
     places: dict[str, str] = {}
     for number, (path, names) in enumerate(parts, start=1):
-        final = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        final = f"{stem}-{number:05d}-of-{len(parts):05d}.safetensors"
         path.rename(folder / final)
         places |= dict.fromkeys(names, final)
     index = {"metadata": {"total_size": total}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     return total
 
 

@@ -1,11 +1,11 @@
-"""`trestle import DIR`: a run that continues a GPT-2 or Llama of transformers."""
+"""`trestle import DIR`: a run that continues a model of another library."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING, Any
 from launcher.arguments import Parser
 from launcher.errors import EnvironmentFailure, UserError
 from launcher.job import Job, job_of, load_document
-from launcher.run_folder import RunFolder
+from launcher.run_folder import TOKENIZERS, RunFolder
 from launcher.sources import find_recipe
 from launcher.supervise import check_shards
+from modeling.registry import FAMILIES, Conversion, Family
 from training.sections import to_plain
 
 if TYPE_CHECKING:
     import torch
 
+    from data_pipeline.mixed_stream import MixedStream
     from training.checkpoint import Piece
-
-FREE = ("model.dropout",)
-"""The only keys of a model that its weights do not decide."""
 
 
 def parser() -> Parser:
     made = Parser(
         "import",
-        "Make a run from a folder with a GPT-2 or Llama of transformers (config.json and *.safetensors): a\n"
-        "checkpoint of step 0 with its weights and the optimizer at rest, from which `trestle resume` trains on.\n"
+        "Make a run from a folder with a GPT-2, Llama or CLIP of transformers (config.json and *.safetensors) or a\n"
+        "CLIP of open_clip (open_clip_config.json and *.safetensors): a checkpoint of step 0 with its weights and the\n"
+        "optimizer at rest, from which `trestle resume` trains on.\n"
         "The model comes from DIR, everything else from --recipe and from overrides; the data must be prepared\n"
         "with the model's tokenizer.",
         "  trestle import gpt2/ --name tuned --recipe gpt3-125m --data shards/mix.yaml --optimizer.lr 1e-4\n"
@@ -47,17 +47,14 @@ def parser() -> Parser:
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     source = Path(arguments.directory)
-    job = _job(source, arguments.name, arguments.recipe, overrides)
+    conversion, theirs = find_model(source)
+    job = _job(source, conversion, theirs, arguments.name, arguments.recipe, overrides)
     if arguments.print_config:
         print(job.explained(), end="")
         return 0
     job.check()
     stream = check_shards(job.recipe)
-    own = source / "tokenizer.model"
-    if own.is_file() and own.read_bytes() != stream.tokenizer_path.read_bytes():
-        raise UserError(
-            f"data.mix was made with another tokenizer than {own}; prepare it with --prepare.tokenizer.model {own}"
-        )
+    _check_tokenizer(source, job, stream)
     final = RunFolder(Path(job.recipe.run.directory) / job.recipe.run.name)
     if final.path.exists():
         raise UserError(f"{final.path} exists already; choose another --name")
@@ -65,7 +62,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     try:
         shutil.rmtree(draft.path, ignore_errors=True)
         draft.create(job.to_yaml(), stream.tokenizer_path)
-        _write_checkpoint(draft, job, source)
+        _write_checkpoint(draft, job, source, conversion)
         draft.path.rename(final.path)
     except OSError as error:
         raise EnvironmentFailure(
@@ -77,37 +74,80 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _job(source: Path, name: str, recipe: str | None, overrides: Sequence[str]) -> Job:
-    """The imported model's shape, and all else from the recipe and the overrides. Raises UserError, ModelError."""
-    from modeling.gpt.huggingface import from_hf_config
+def find_model(source: Path) -> tuple[Conversion, dict[str, Any]]:
+    """Who converts the model in a folder, and its config with what lies beside it. Raises UserError."""
+    conversions = [family.conversion(name) for family in FAMILIES.values() for name in family.conversions]
+    configs = {file: _json(source / file) for file in dict.fromkeys(c.CONFIG_FILE for c in conversions)}
+    for conversion in conversions:
+        theirs = configs[conversion.CONFIG_FILE]
+        if theirs is not None and conversion.recognises(theirs):
+            beside = {name: content for name in conversion.BESIDE if (content := _json(source / name)) is not None}
+            return conversion, theirs | beside
+    models = ", ".join(dict.fromkeys(c.MODELS for c in conversions))
+    found = {file: theirs for file, theirs in configs.items() if theirs is not None}
+    if not found:
+        raise UserError(f"{source} is no model that can be imported ({models}): it has no {' or '.join(configs)}")
+    kinds = ", ".join(f"{file} with model_type {theirs.get('model_type')!r}" for file, theirs in found.items())
+    raise UserError(f"{source} has {kinds}, which cannot be imported; there are {models}")
 
-    for override in overrides:
-        key = override.removeprefix("--").partition("=")[0]
-        if key.partition(".")[0] == "model" and key not in FREE:
-            raise UserError(f"--{key} cannot be set: the model is that of {source}; only {', '.join(FREE)} is free")
+
+def _json(path: Path) -> dict[str, Any] | None:
     try:
-        theirs = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
     except OSError as error:
-        raise UserError(f"{source} is no model of transformers: config.json: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"{source / 'config.json'} is not JSON: {error}") from error
-    model = to_plain(from_hf_config(theirs))
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no object with keys")
+    return content
+
+
+def _job(
+    source: Path,
+    conversion: Conversion,
+    theirs: Mapping[str, Any],
+    name: str,
+    recipe: str | None,
+    overrides: Sequence[str],
+) -> Job:
+    """The imported model's shape, and all else from the recipe and the overrides. Raises UserError, ModelError."""
+    free = [f"model.{key}" for key in conversion.FREE]
+    given = [override.removeprefix("--").partition("=")[0] for override in overrides]
+    for key in given:
+        if key.partition(".")[0] == "model" and key not in free:
+            raise UserError(f"--{key} cannot be set: the model is that of {source}; only {', '.join(free)} is free")
+    model = to_plain(conversion.from_hf_config(theirs))
     document = load_document(None if recipe is None else find_recipe(recipe), overrides)
-    dropout = (
-        (document.get("model") or {}).get("dropout", model["dropout"]) if _sets_dropout(overrides) else model["dropout"]
-    )
-    document["model"] = {**model, "dropout": dropout}
+    asked = document.get("model") or {}
+    document["model"] = model | {key: asked[key] for key in conversion.FREE if f"model.{key}" in given}
     document["run"] = {**(document.get("run") or {}), "name": name}
     return job_of(document)
 
 
-def _sets_dropout(overrides: Sequence[str]) -> bool:
-    return any(o.startswith("--model.dropout=") for o in overrides)
+def _check_tokenizer(source: Path, job: Job, stream: MixedStream) -> None:
+    """Refuse data of another tokenizer than the one beside the model, if there is one."""
+    from training.inputs import inputs_of
+
+    inputs = inputs_of(job.recipe)
+    theirs = inputs.tokenizer_sha256(stream.tokenizer_path)
+    # A merges.txt beside a GPT is no tokenizer of ours.
+    names = TOKENIZERS if _family(job).reads == "pairs" else TOKENIZERS[:1]
+    for own in (source / name for name in names):
+        if own.is_file() and inputs.tokenizer_sha256(own) != theirs:
+            raise UserError(
+                f"data.mix was made with another tokenizer than {own}; prepare it with --prepare.tokenizer.model {own}"
+            )
 
 
-def _write_checkpoint(folder: RunFolder, job: Job, source: Path) -> None:
+def _family(job: Job) -> Family:
+    return FAMILIES[job.recipe.model.family]
+
+
+def _write_checkpoint(folder: RunFolder, job: Job, source: Path, conversion: Conversion) -> None:
     """Step 0: the imported weights, moments of zero, no data consumed."""
-    from modeling.gpt.huggingface import import_tensors
     from training.checkpoint import CheckpointWriter
     from training.position import Position
     from training.recipe import to_document
@@ -122,7 +162,7 @@ def _write_checkpoint(folder: RunFolder, job: Job, source: Path) -> None:
         "imported_from": str(source),
     }
     with open_tensors(source) as read:
-        pieces = _pieces(import_tensors(job.recipe.model, read))
+        pieces = _pieces(conversion.import_tensors(job.recipe.model, read))
         CheckpointWriter(folder.checkpoints, rank=0, world_size=1, asynchronous=False).save(0, pieces, state)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from modeling.clip import config as clip_config
@@ -60,6 +60,42 @@ class Implementation(Protocol):
         """The loss alone, a scalar, of features that are known already. Of families that couple a batch."""
 
 
+class Conversion(Protocol):
+    """What a module offers that converts a family's weights and config to and from a format of another library.
+
+    Pure: reading and writing files is the launcher's.
+    """
+
+    MODELS: str
+    """What it can read, for a message: "GPT-2 and Llama of transformers"."""
+    CONFIG_FILE: str
+    """The JSON file of the config in such a folder."""
+    BESIDE: tuple[str, ...]
+    """Other JSON files there that say something about the model; they need not be there."""
+    WEIGHTS: str
+    """Of the weights' file, without .safetensors."""
+    FREE: tuple[str, ...]
+    """Keys of `model` that imported weights do not decide."""
+
+    def recognises(self, theirs: Mapping[str, Any]) -> bool:
+        """Whether the contents of a CONFIG_FILE are of this kind."""
+
+    def from_hf_config(self, theirs: Mapping[str, Any]) -> Any:
+        """Our config from theirs, in which files of BESIDE are under their names; raises ModelError."""
+
+    def to_hf_config(self, config: Any, *, eod_id: int | None = None) -> dict[str, Any]:
+        """The contents of CONFIG_FILE; `eod_id` is the token that ends a text. Raises ModelError."""
+
+    def other_files(self, config: Any) -> dict[str, dict[str, Any]]:
+        """Contents of further JSON files to write, by name."""
+
+    def export_tensors(self, config: Any, read: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Their state dict; `read` gives a global tensor by our name."""
+
+    def import_tensors(self, config: Any, read_hf: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Our global tensors; `read_hf` gives theirs by name, or raises KeyError. Raises ModelError."""
+
+
 @dataclass(frozen=True)
 class Family:
     """What the rest of Trestle asks of a model family."""
@@ -75,6 +111,8 @@ class Family:
     """Where the implementation is; imported on first use, since it takes seconds and recipes can be read without it."""
     reads: Literal["text", "pairs"] = "text"
     """What its batches are made of: packed tokens, or pictures with captions."""
+    conversions: Mapping[str, str] = field(default_factory=dict)
+    """Formats of other libraries by the name that `trestle export --to` knows, and the module that converts each."""
     couples_batch: bool = False
     """Whether a sample's loss depends on the other samples of the global batch: then the implementation has `embed` and
     `couple` in place of `forward_step`.
@@ -83,6 +121,12 @@ class Family:
     @property
     def implementation(self) -> Implementation:
         return importlib.import_module(self.module)  # type: ignore[return-value]
+
+    def conversion(self, name: str) -> Conversion:
+        """The conversion to and from a format; raises ModelError naming those that this family has."""
+        if name not in self.conversions:
+            raise ModelError(f"a {self.name} cannot be written as {name!r}; there is {', '.join(self.conversions)}")
+        return importlib.import_module(self.conversions[name])  # type: ignore[return-value]
 
 
 FAMILIES: dict[str, Family] = {
@@ -93,6 +137,7 @@ FAMILIES: dict[str, Family] = {
         parameter_count=gpt_flops.parameter_count,
         flops_per_token=gpt_flops.flops_per_token,
         module="modeling.gpt.network",
+        conversions={"huggingface": "modeling.gpt.huggingface"},
     ),
     "clip": Family(
         name="clip",
@@ -101,6 +146,7 @@ FAMILIES: dict[str, Family] = {
         parameter_count=clip_flops.parameter_count,
         flops_per_token=clip_flops.flops_per_token,
         module="modeling.clip.network",
+        conversions={"huggingface": "modeling.clip.huggingface", "openclip": "modeling.clip.openclip"},
         reads="pairs",
         couples_batch=True,
     ),
@@ -112,6 +158,11 @@ def family(name: str) -> Family:
     if name not in FAMILIES:
         raise ModelError(f"model.family {name!r} does not exist; there is {', '.join(sorted(FAMILIES))}")
     return FAMILIES[name]
+
+
+def formats() -> list[str]:
+    """Every format that some family converts to and from."""
+    return sorted({name for candidate in FAMILIES.values() for name in candidate.conversions})
 
 
 def family_of_preset(preset: str) -> Family:

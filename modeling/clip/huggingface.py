@@ -24,12 +24,13 @@ from modeling.clip.conversion import (
 )
 from modeling.errors import ModelError
 
-__all__ = ["CONFIG_FILE", "FREE", "WEIGHTS", "export_tensors", "from_hf_config", "import_tensors", "to_hf_config"]
+__all__ = ["FREE", "export_tensors", "from_hf_config", "import_tensors", "to_hf_config"]
 
+MODELS = "CLIP of transformers"
 CONFIG_FILE = "config.json"
-WEIGHTS = "model"
-"""Of the weights' file, without .safetensors."""
 PREPROCESSING = "preprocessor_config.json"
+BESIDE = (PREPROCESSING,)
+WEIGHTS = "model"
 
 _LAYER = LayerNames(
     norm_1="layer_norm1",
@@ -166,8 +167,10 @@ def other_files(config: CLIPConfig) -> dict[str, dict[str, Any]]:
 def from_hf_config(theirs: Mapping[str, Any]) -> CLIPConfig:
     """Our config from the contents of a config.json; a key that is left out has transformers' default.
 
-    Pictures' mean and deviation, which lie in another file, are left at CLIP's. Raises ModelError: another model, or a
-    variant that Trestle does not compute, naming the key.
+    Pictures' mean and deviation are in another file, whose contents may be under its name.
+
+    Raises:
+        ModelError: another model, or a variant that Trestle does not compute, naming the key.
     """
     if not recognises(theirs):
         raise ModelError(f"config.json: model_type {theirs.get('model_type')!r} cannot be imported as a CLIP")
@@ -189,6 +192,7 @@ def from_hf_config(theirs: Mapping[str, Any]) -> CLIPConfig:
         raise ModelError("config.json: text_config and vision_config differ in hidden_act or layer_norm_eps")
     if text.get("attention_dropout", 0.0) != vision.get("attention_dropout", 0.0):
         raise ModelError("config.json: text_config and vision_config differ in attention_dropout")
+    pictures, default = theirs.get(PREPROCESSING) or {}, CLIPConfig()
     config = CLIPConfig(
         embed_dim=theirs.get("projection_dim", 512),
         image_size=vision.get("image_size", 224),
@@ -205,6 +209,8 @@ def from_hf_config(theirs: Mapping[str, Any]) -> CLIPConfig:
         activation="quickgelu" if act == "quick_gelu" else "gelu",
         dropout=text.get("attention_dropout", 0.0),
         norm_epsilon=epsilon,
+        image_mean=tuple(pictures.get("image_mean", default.image_mean)),
+        image_std=tuple(pictures.get("image_std", default.image_std)),
     )
     config.check()
     return config

@@ -27,11 +27,12 @@ from modeling.clip.conversion import (
 from modeling.clip.flops import convolutions
 from modeling.errors import ModelError
 
-__all__ = ["CONFIG_FILE", "FREE", "WEIGHTS", "export_tensors", "from_hf_config", "import_tensors", "to_hf_config"]
+__all__ = ["FREE", "export_tensors", "from_hf_config", "import_tensors", "to_hf_config"]
 
+MODELS = "CLIP of open_clip"
 CONFIG_FILE = "open_clip_config.json"
+BESIDE = ()
 WEIGHTS = "open_clip_model"
-"""Of the weights' file, without .safetensors."""
 
 _LAYER = LayerNames(
     norm_1="ln_1",

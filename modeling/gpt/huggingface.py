@@ -21,6 +21,12 @@ from torch import Tensor
 from modeling.errors import ModelError
 from modeling.gpt.config import GPTConfig
 
+MODELS = "GPT-2 and Llama of transformers"
+CONFIG_FILE = "config.json"
+BESIDE = ()
+WEIGHTS = "model"
+FREE = ("dropout",)
+
 # What each of transformers' classes can express, in our keys.
 _FAMILIES: dict[str, dict[str, Any]] = {
     "GPT2LMHeadModel": {
@@ -279,6 +285,16 @@ def to_hf_config(config: GPTConfig, *, eod_id: int | None = None) -> dict[str, A
         "rope_theta": float(config.rotary_base),
         "rope_parameters": {"rope_type": "default", "rope_theta": float(config.rotary_base)},
     }
+
+
+def recognises(theirs: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of one of `MODELS`."""
+    return theirs.get("model_type") in ("gpt2", "llama")
+
+
+def other_files(config: GPTConfig) -> dict[str, dict[str, Any]]:
+    """What else lies beside the weights: nothing."""
+    return {}
 
 
 def from_hf_config(theirs: Mapping[str, Any]) -> GPTConfig:
