@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup demo test lint unit lock clean
+.PHONY: setup demo demo-clip test lint unit lock clean
 
 setup: $(VENV)/.complete
 
@@ -28,6 +28,11 @@ demo: setup
 	@rm -rf demo && mkdir demo
 	@cd demo && ../$(BIN)/python -m launcher.demo
 
+# The same in ./demo-clip for a model of pictures and texts.
+demo-clip: setup
+	@rm -rf demo-clip && mkdir demo-clip
+	@cd demo-clip && ../$(BIN)/python -m launcher.demo_clip
+
 test: setup lint unit
 
 lint: setup
@@ -44,4 +49,4 @@ lock: setup
 	  | sed 's/^\(torch==[0-9.]*\)+.*/\1/' | sort -f; } > constraints.new && mv constraints.new constraints.txt
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo demo-clip build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

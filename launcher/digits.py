@@ -1,7 +1,7 @@
 """A set of pictures with captions that every installation can make: strips of three handwritten digits.
 
-The digits are the 1,797 of scikit-learn (8 x 8 pixels, Alpaydin and Kaynak 1998), a caption is their names: "three seven
-one". A hundred of the thousand combinations occur in held-out strips alone, which are written with digits that no
+The digits are the 1,797 of scikit-learn (8 x 8 pixels, Alpaydin and Kaynak 1998), a caption is their names: "three
+seven one". A hundred of the thousand combinations occur in held-out strips alone, which are written with digits that no
 training strip has: what is measured on them is composition, not memory.
 """
 

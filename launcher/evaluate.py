@@ -23,8 +23,13 @@ def parser() -> Parser:
     made = Parser(
         "evaluate",
         "Validation loss, perplexity and bits per byte of a run's newest verified checkpoint, or of that of --step,\n"
-        "on the held-out shards of its recipe; beside them what a model that knows only token frequencies scores.",
-        "  trestle evaluate runs/demo\n  trestle evaluate runs/demo --step 200 --samples 64",
+        "on the held-out shards of its recipe; beside them what a model that knows only token frequencies scores.\n"
+        "Of a model of pictures and texts: held-out loss, and what the recipe's evaluation section asks for\n"
+        "(retrieval, zero-shot classification, probes), with pictures in RUN/evaluation. Any key of that section can be\n"
+        "set: --evaluation.KEY VALUE.",
+        "  trestle evaluate runs/demo\n  trestle evaluate runs/demo --step 200 --samples 64\n"
+        "  trestle evaluate runs/demo-clip --evaluation.samples 1000",
+        takes_overrides=True,
     )
     made.add_argument("run", metavar="RUN", help="a run's folder, such as runs/demo")
     made.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step, instead of the newest")
@@ -40,9 +45,19 @@ def parser() -> Parser:
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from data_pipeline.baseline import bits_per_byte, unigram_cross_entropy
     from launcher.one_process import verified_checkpoint
+    from modeling.registry import family
 
     folder = RunFolder.existing(arguments.run)
-    recipe = load_recipe(folder.path)
+    foreign = next((o for o in overrides if not o.startswith("--evaluation.")), None)
+    if foreign is not None:
+        raise UserError(f"trestle evaluate takes --evaluation.KEY VALUE, not {foreign.partition('=')[0]}")
+    recipe = load_recipe(folder.path, overrides)
+    if family(recipe.model.family).reads == "pairs":
+        from launcher.evaluate_pairs import evaluate_pairs
+
+        return evaluate_pairs(folder, recipe, arguments.step, arguments.samples)
+    if overrides:
+        raise UserError(f"evaluation: is for models of pictures and texts, and {folder.path} is one of text")
     held_out = recipe.data.validation
     if not held_out:
         raise UserError(f"{folder.path} has no held-out shards: name some in data.validation of its recipe.yaml")

@@ -44,9 +44,12 @@ def parser() -> Parser:
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from launcher.one_process import load_model, model_config, one_process, tokenizer_of, verified_checkpoint
+    from modeling.registry import family
 
     folder = RunFolder.existing(arguments.run)
     recipe = load_recipe(folder.path)
+    if family(recipe.model.family).reads != "text":
+        raise UserError(f"{folder.path} is a model of family {recipe.model.family}, which continues no text")
     checkpoint = verified_checkpoint(folder, arguments.step)
     tokenizer = tokenizer_of(folder, recipe)
     config = model_config(recipe, tokenizer)

@@ -13,6 +13,7 @@ from launcher.run_folder import RunFolder
 from training.recipe import Recipe
 
 if TYPE_CHECKING:
+    from data_pipeline.pairs.tokenizers import CaptionTokenizer
     from data_pipeline.tokenizer import Tokenizer
     from training.checkpoint import Checkpoint
 
@@ -61,6 +62,18 @@ def tokenizer_of(folder: RunFolder, recipe: Recipe) -> Tokenizer:
         if is_remote(source.shards):
             return Tokenizer(open_store(source.shards, recipe.data.cache).tokenizer())
     raise UserError(f"the tokenizer of {folder.path} is gone: put its tokenizer.model at {folder.tokenizer}")
+
+
+def caption_tokenizer_of(folder: RunFolder, recipe: Recipe) -> CaptionTokenizer:
+    """The captions' tokenizer that the run was trained with: its own copy, else the one beside its shards."""
+    from data_pipeline.pairs.reader import PairSet
+    from data_pipeline.pairs.tokenizers import open_caption_tokenizer
+
+    if folder.tokenizer.is_file():
+        return open_caption_tokenizer(folder.tokenizer)
+    if not recipe.data.mix:
+        raise UserError(f"the tokenizer of {folder.path} is gone: put it at {folder.tokenizer}")
+    return PairSet(recipe.data.mix[0].shards, recipe.data.cache).caption_tokenizer()
 
 
 def model_config(recipe: Recipe, tokenizer: Tokenizer) -> Any:

@@ -19,7 +19,8 @@ TOKENIZERS = ("tokenizer.model", "merges.txt", "merges.txt.gz")
 
 
 class RunFolder:
-    """`runs/NAME/`: recipe.yaml, tokenizer.model (or merges.txt), checkpoints/, tensorboard/, metrics.jsonl, events.jsonl, logs/.
+    """`runs/NAME/`: recipe.yaml, tokenizer.model (or merges.txt), checkpoints/, tensorboard/, metrics.jsonl,
+    events.jsonl, logs/, and what `trestle evaluate` draws in evaluation/.
 
     Movable as a whole.
     """

@@ -105,6 +105,9 @@ def closing_words(folder: RunFolder) -> str:
         "validation_perplexity": "validation perplexity",
         "validation_bits_per_byte": "validation bits per byte",
     }
+    if "logit_scale" in figures:
+        names = {"loss": "loss (nats)", "validation_loss": "held-out loss (nats)"}
+        names |= {n: n for n in figures if n.endswith(("_r1", "/top1", "/accuracy"))}
     width = max(map(len, names.values()))
     lines += [f"  {label:{width}}  {_figure(figures[name])}" for name, label in names.items() if name in figures]
     trestle = _command("trestle")
@@ -112,7 +115,9 @@ def closing_words(folder: RunFolder) -> str:
         "next:",
         f"  watch     {_command('tensorboard')} --logdir {run}/tensorboard --host 127.0.0.1",
         f"  resume    {trestle} resume {run} --training.steps N",
-        f"  generate  {trestle} generate {run} --prompt TEXT",
+        f"  evaluate  {trestle} evaluate {run}"
+        if "logit_scale" in figures
+        else f"  generate  {trestle} generate {run} --prompt TEXT",
     ]
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ from data_pipeline.pairs.tokenizers import CaptionTokenizer
 from data_pipeline.pairs.validation import PairValidationSet
 from training.errors import RecipeError
 from training.evaluation.config import EvaluationConfig
-from training.evaluation.encode import Embed, Encoded, Team, encode_pairs
+from training.evaluation.encode import Encoded, Team
 from training.evaluation.suite import Suite
 
 Outputs = Callable[[torch.Tensor | None, torch.Tensor | None], tuple[Any, ...]]
@@ -58,8 +58,7 @@ class PairValidator:
         group: dist.ProcessGroup | None,
         device: torch.device,
     ) -> None:
-        self._model, self._tokenizer, self._loss, self._micro = model, tokenizer, loss, micro_batch_size
-        self._limit = evaluation.samples
+        self._model, self._loss = model, loss
         self._team = Team(index, count, group, device)
         self._sets = {source.shards: self._open(source.shards, data) for source in data.validation}
         names = [one.names[0] for one in self._sets.values()]
@@ -86,33 +85,18 @@ class PairValidator:
         def embed(images: torch.Tensor | None, tokens: torch.Tensor | None) -> Any:
             return outputs(images, tokens)[:2]
 
-        figures: dict[str, float] = {}
-        total = pairs = 0.0
-        for location, held_out in self._sets.items():
-            encoded = self._encoded(location, held_out, embed, alive)
-            loss = self._held_out_loss(encoded, outputs)
-            figures[f"validation_loss/{held_out.names[0]}"] = loss
-            total, pairs = total + loss * len(encoded.captions), pairs + len(encoded.captions)
         found = self._suite.run(embed, draw=draw, alive=alive)
-        figures |= found.figures
+        total = pairs = 0.0
+        losses: dict[str, float] = {}
+        for location, held_out in self._sets.items():
+            encoded = found.encoded[location]
+            loss = self._held_out_loss(encoded, outputs)
+            losses[f"validation_loss/{held_out.names[0]}"] = loss
+            total, pairs = total + loss * len(encoded.captions), pairs + len(encoded.captions)
         if pairs:
-            overall = total / pairs
-            figures = {"validation_loss": overall, **figures}
-        else:
-            overall = -next(value for name, value in figures.items() if name.endswith(("top1", "accuracy")))
-        return PairValidation(overall, figures, found.pictures)
-
-    def _encoded(self, location: str, held_out: PairValidationSet, embed: Embed, alive: Callable[[], None]) -> Encoded:
-        return encode_pairs(
-            held_out,
-            self._tokenizer,
-            self._model.context_length,
-            embed,
-            team=self._team,
-            micro_batch_size=self._micro,
-            limit=self._limit,
-            alive=alive,
-        )
+            losses = {"validation_loss": total / pairs, **losses}
+        overall = losses["validation_loss"] if pairs else -_first_score(found.figures)
+        return PairValidation(overall, losses | found.figures, found.pictures)
 
     def _held_out_loss(self, encoded: Encoded, outputs: Outputs) -> float:
         """The loss of all the pairs as one batch, each rank computing its part."""
@@ -122,3 +106,7 @@ class PairValidator:
         _, _, *shared = outputs(None, None)
         known = [scalar for scalar in shared if scalar is not None]
         return float(self._loss(image, text, known, self._model, self._team.group))
+
+
+def _first_score(figures: dict[str, float]) -> float:
+    return next(value for name, value in figures.items() if name.endswith(("/top1", "/accuracy")))

@@ -48,10 +48,12 @@ def test_the_same_evaluation_twice_gives_the_same() -> None:
 
 
 def test_only_what_is_asked_for_runs() -> None:
-    nothing = suite(EvaluationConfig(retrieval=False), Team())
-    assert not nothing
-    toy = Toy()
-    assert nothing.run(toy).figures == {} and toy.calls == []
+    only_features = suite(EvaluationConfig(retrieval=False), Team()).run(Toy())
+    assert only_features.figures == {} and not only_features.pictures
+    (encoded,) = only_features.encoded.values()
+    assert len(encoded.images) == len(encoded.captions) and len(encoded.text_features) == len(encoded.texts)
+    nothing = one_set(EvaluationConfig(), lambda location: Painted(20))
+    assert not nothing and nothing.run(Toy()).encoded == {}
     found = suite(everything(retrieval=False, pictures=False, samples=12), Team()).run(Toy())
     assert not found.pictures and not any(name.startswith("retrieval") for name in found.figures)
 

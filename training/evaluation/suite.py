@@ -40,10 +40,13 @@ class Findings:
     """`zero_shot/NAME/top1`, `retrieval/NAME/image_to_text_r1`, `probe/NAME/accuracy`, `neighbours/NAME/accuracy` …"""
     pictures: list[tuple[str, Picture]] = field(default_factory=list)
     """(tag, uint8 [H, W, 3])"""
+    encoded: dict[str, Encoded] = field(default_factory=dict)
+    """Location → features of each set, those of data.validation with their texts."""
 
 
 class Suite:
-    """`config` on held-out sets. `validation`: name → location of each set of data.validation, for retrieval;
+    """`config` on held-out sets. `validation`: name → location of each set of data.validation, which are encoded with
+    their texts, for retrieval among other things;
     `open_pairs` opens a location. `team`: the ranks that encode together, `micro_batch_size` rows at a time.
 
     Construction and `run` are collective over the team. Reads all captions it will need, and raises RecipeError for
@@ -61,14 +64,14 @@ class Suite:
         team: Team,
         micro_batch_size: int,
     ) -> None:
-        self._config, self._validation = config, dict(validation) if config.retrieval else {}
+        self._config, self._validation = config, dict(validation)
         self._open, self._tokenizer, self._context = open_pairs, tokenizer, context_length
         self._team, self._micro = team, micro_batch_size
         self._pairs: dict[str, Pairs] = {}
         self._captions: dict[str, list[str]] = {}
         for location in self._locations():
             self._read(location)
-        for name, location in self._validation.items():
+        for name, location in self._validation.items() if config.retrieval else ():
             _refuse_one_caption(name, self._captions[location])
         self._labels = [self._zero_shot_labels(task) for task in config.zero_shot]
         self._probe_labels = [self._labels_of_probe(task) for task in config.probe]
@@ -84,7 +87,7 @@ class Suite:
         """
         found = Findings()
         draw = draw and self._config.pictures
-        encoded: dict[str, Encoded] = {}
+        encoded = found.encoded
         for location, pairs in self._pairs.items():
             encoded[location] = encode_pairs(
                 pairs,
@@ -98,7 +101,7 @@ class Suite:
                 with_texts=location in self._validation.values(),
                 alive=alive,
             )
-        for name, location in self._validation.items():
+        for name, location in self._validation.items() if self._config.retrieval else ():
             self._retrieval(name, encoded[location], self._pairs[location], found, draw)
             alive()
         for task, labels in zip(self._config.zero_shot, self._labels, strict=True):
