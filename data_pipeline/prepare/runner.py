@@ -94,7 +94,8 @@ class Runner:
         """The folders that `function` has filled, one a task, in their order. `name`: the phase, for people."""
         folders = [self.root / name / self._key(function, task) for task in tasks]
         (self.root / name).mkdir(exist_ok=True)
-        missing = [number for number, folder in enumerate(folders) if not folder.exists()]
+        first = {folder: number for number, folder in reversed(list(enumerate(folders)))}  # equal tasks are one
+        missing = sorted(number for folder, number in first.items() if not folder.exists())
         sizes = [tasks[number].weight for number in missing]
         done = sum(task.weight for task in tasks) - sum(sizes)
         with self.progress.phase(name, sum(task.weight for task in tasks), done) as advance:

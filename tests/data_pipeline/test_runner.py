@@ -63,6 +63,14 @@ def test_a_change_of_the_arguments_is_another_task_and_one_of_the_options_is_not
     assert runner.map("squares", square, [Task({"number": 3})]) != first
 
 
+def test_equal_tasks_of_a_phase_are_done_once(tmp_path: Path) -> None:
+    tasks = [Task({"number": number, "log": str(tmp_path / "log")}) for number in (3, 3, 4, 3)]
+    (tmp_path / "work").mkdir()
+    folders = Runner(tmp_path / "work", InProcess(), Progress(lambda line: None)).map("square", square, tasks)
+    assert [json.loads((folder / "square.json").read_text()) for folder in folders] == [9, 9, 16, 9]
+    assert (tmp_path / "log").read_text() == "3\n4\n"
+
+
 def test_a_failing_task_leaves_nothing_and_those_before_it_stay(tmp_path: Path) -> None:
     runner = runner_in(tmp_path / "work")
     runner.map("squares", square, [Task({"number": 2})])

@@ -95,5 +95,5 @@ def _fetched(url: str, limit: int) -> bytes:
 
 
 def _streamed(url: str) -> dict[str, Any]:
-    """One request for the whole, without asking for the size before."""
-    return {"block_size": 0} if url.startswith(("http://", "https://")) else {}
+    """One request for the whole: fsspec would ask for the size before, unless it is told one, which it then ignores."""
+    return {"block_size": 0, "size": 1} if url.startswith(("http://", "https://")) else {}
