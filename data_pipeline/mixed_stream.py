@@ -214,7 +214,7 @@ class MixedStream(ABC, Generic[S]):
         damaged, shard_set = self._replay.damaged[number], self._sets[number]
         if not damaged:
             return positions
-        return substituted(positions, damaged, shard_set.name, shard_set.samples, shard_set.rows_per_member)
+        return substituted(positions, damaged, shard_set.name, shard_set.samples, shard_set.samples_per_damage)
 
     def _exceptions_of_now(self) -> list[dict[str, Any]]:
         """Those since the last change, which speak of the shard sets that are read now."""

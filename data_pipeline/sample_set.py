@@ -17,6 +17,8 @@ class SampleSet(Protocol):
     tokenizer_sha256: str
     samples: int
     rows_per_member: int
+    samples_per_damage: int
+    """Samples that are found damaged, and are replaced, together."""
     remote: bool
 
     def fetch_ahead(self, positions: NDArray[np.int64]) -> None:

@@ -53,6 +53,7 @@ class ShardSet:
         self.tokens: int = m["tokens"]
         self.bytes: int = m["bytes"]
         self.rows_per_member: int = m["rows_per_member"]
+        self.samples_per_damage = self.rows_per_member
         self._dtype = np.dtype(m["dtype"]).newbyteorder("<")
         self._members: Members | None = None
         self._checked = np.zeros(m["members"], dtype=bool)

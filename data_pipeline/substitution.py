@@ -20,8 +20,9 @@ def substituted(
 ) -> NDArray[np.int64]:
     """Positions [n] of a corpus's samples, those in `damaged` members replaced.
 
-    rows: samples in a member. Each member has its own order of those that may stand in for it; the first that is not
-    damaged is taken. Raises DamagedShard if a whole series of them is: then it is the store that is gone.
+    rows: samples in a member; 1 where each is one by itself, as pairs are. Each member has its own order of those that
+    may stand in for it; the first that is not damaged is taken. Raises DamagedShard if a whole series of them is: then
+    it is the store that is gone.
     """
     members, row = np.divmod(positions, rows)
     count = -(-samples // rows)
@@ -43,6 +44,6 @@ def _other(member: int, damaged: Set[int], name: str, count: int) -> int:
             return int(candidate)
     tried = min(count, _CANDIDATES + 1) - 1
     raise DamagedShard(
-        f"member {member:09d} of {name} and the {tried} that could stand in for it are all damaged or out of "
+        f"member or pair {member:09d} of {name} and the {tried} that could stand in for it are all damaged or out of "
         "reach: mend the shards or the way to them"
     )

@@ -50,8 +50,8 @@ def read_header(picture: bytes) -> Header:
     if picture.startswith(b"\xff\xd8"):
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(picture, strict=False)
-        except ValueError as error:
-            raise BadPicture(f"no readable JPEG: {error}") from error
+        except (ValueError, KeyError) as error:  # KeyError: subsampling that it does not know
+            raise BadPicture(f"no readable JPEG: {_why(error)}") from error
         orientation = _orientation(picture)
         if orientation > 4:
             height, width = width, height
@@ -94,10 +94,14 @@ def _jpeg(picture: bytes, header: Header, shrink: int) -> NDArray[np.uint8]:
             pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(picture, "RGB", **least)
             return pixels
         inks = simplejpeg.decode_jpeg(picture, "CMYK", **least).astype(np.uint16)  # as Adobe has them: 255 is no ink
-    except ValueError as error:
-        raise BadPicture(f"corrupt JPEG: {error}") from error
+    except (ValueError, KeyError) as error:
+        raise BadPicture(f"corrupt JPEG: {_why(error)}") from error
     product = inks[..., :3] * inks[..., 3:]
     return ((product + 127) // 255).astype(np.uint8)
+
+
+def _why(error: Exception) -> str:
+    return "truncated, or of unknown subsampling" if isinstance(error, KeyError) else str(error)
 
 
 def _with_opencv(picture: bytes, header: Header) -> NDArray[np.uint8]:

@@ -26,6 +26,7 @@ from data_pipeline.pairs.decode import BadPicture, decode, read_header
 __all__ = ["BadPicture", "augmented", "evaluated"]
 
 _SMOOTH_FROM = 1.2
+_LONGEST = 32  # times the shorter side: what is resized for evaluation
 _LEFT = 2  # times the side that is needed, of what is decoded smaller
 
 
@@ -76,7 +77,7 @@ def _part(picture: bytes, augmentation: Augmentation, numbers: Sequence[float], 
 
 def _middle(picture: bytes, size: int) -> NDArray[np.uint8]:
     """torchvision's Resize(size, BICUBIC) and CenterCrop(size) of a Pillow image."""
-    pixels = decode(picture)
+    pixels = _no_strip(decode(picture))
     height, width = pixels.shape[:2]
     if min(height, width) != size:
         short, long = min(height, width), max(height, width)
@@ -86,6 +87,14 @@ def _middle(picture: bytes, size: int) -> NDArray[np.uint8]:
         height, width = pixels.shape[:2]
     top, left = round((height - size) / 2), round((width - size) / 2)
     return pixels[top : top + size, left : left + size]
+
+
+def _no_strip(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The middle of a picture that is far longer than wide: as a whole, one of 1 x 65,535 would become gigabytes."""
+    height, width = pixels.shape[:2]
+    most = _LONGEST * min(height, width)
+    top, left = max(0, height - most) // 2, max(0, width - most) // 2
+    return pixels[top : height - top, left : width - left]
 
 
 def _put(square: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:

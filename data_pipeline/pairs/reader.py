@@ -30,7 +30,7 @@ class PairSet:
     """One corpus of pairs. `location` is the folder with manifest.json, or its URL; `cache` is for URLs.
 
     Raises BadShards if it is no complete shard set of pairs of a known format, DamagedShard (with the file's name) if
-    bytes are missing or changed; if they are a single member's, its subclass DamagedMember.
+    bytes are missing or changed; if they are a single pair's, its subclass DamagedMember, whose `member` is the pair.
     """
 
     def __init__(self, location: str | Path, cache: CacheConfig | None = None) -> None:
@@ -43,6 +43,7 @@ class PairSet:
         self.tokenizer_sha256: str = m["tokenizer_sha256"]
         self.samples: int = m["samples"]
         self.rows_per_member: int = m["rows_per_member"]
+        self.samples_per_damage = 1  # whatever else of its member has been read before or not
         self.members: int = m["members"]
         self._opened: tuple[Members, NDArray[Any]] | None = None
         self._lock = threading.Lock()
@@ -75,24 +76,15 @@ class PairSet:
         )
 
     def read(self, position: int) -> tuple[bytes, str]:
-        """The picture's file and the caption at `position`, in [0, samples). Raises DamagedMember."""
+        """The picture's file and the caption at `position`, in [0, samples). Raises DamagedMember of the position."""
         if not 0 <= position < self.samples:
             raise IndexError(f"{self.location}: samples go from 0 to {self.samples - 1}")
-        member = position // self.rows_per_member
         with self._lock:
             source, pairs = self._open()
-            start, picture, caption, crc = pairs[position].tolist()
-            text = caption_offset(start, picture)
-            for _ in range(2):
-                data = source.part(member, start, text + caption - start)
-                view = memoryview(data)
-                if zlib.crc32(view[text - start :], zlib.crc32(view[:picture])) == crc:
-                    return data[:picture], data[text - start :].decode("utf-8", errors="replace")
-                if source.forget(member):  # a copy, which may be what is damaged: another one, or why there is none
-                    source.check(member)
-            tar = self._store.path(self.manifest["tars"][int(self._index()[member, 0])]["file"])
-            message = f"{tar} is damaged: pair {position:09d} fails its CRC; prepare this shard set again"
-            raise DamagedMember(message, member)
+            try:
+                return self._read(source, position, *pairs[position].tolist())
+            except DamagedMember as error:
+                raise DamagedMember(str(error), position) from error
 
     def fetch_ahead(self, positions: NDArray[np.int64]) -> None:
         """Begins to fetch the members of samples that will be read soon; returns at once."""
@@ -119,6 +111,21 @@ class PairSet:
         with self._lock:
             if self._opened is not None:
                 self._opened[0].close()
+
+    def _read(
+        self, source: Members, position: int, start: int, picture: int, caption: int, crc: int
+    ) -> tuple[bytes, str]:
+        member, text = position // self.rows_per_member, caption_offset(start, picture)
+        for _ in range(2):
+            data = source.part(member, start, text + caption - start)
+            view = memoryview(data)
+            if zlib.crc32(view[text - start :], zlib.crc32(view[:picture])) == crc:
+                return data[:picture], data[text - start :].decode("utf-8", errors="replace")
+            if source.forget(member):  # a copy, which may be what is damaged: another one, or why there is none
+                source.check(member)
+        tar = self._store.path(self.manifest["tars"][int(self._index()[member, 0])]["file"])
+        message = f"{tar} is damaged: pair {position:09d} fails its CRC; prepare this shard set again"
+        raise DamagedMember(message, member)
 
     def _index(self) -> NDArray[np.int64]:
         return self._store.array("index.npy", self.manifest["index_sha256"])

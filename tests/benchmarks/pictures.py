@@ -1,10 +1,10 @@
 """Decoding and augmenting beside Pillow: `python -m tests.benchmarks.pictures`.
 
-JPEGs of 256 x 256 pixels (parts of scikit-learn's two photographs) become 224 x 224 by random resized crops (area 0.9 to
-1.0), each side cutting out the same parts of the same files, into one batch `[n, 3, 224, 224]`. The peer decodes and
-resizes with Pillow, as torchvision's transforms do with open_clip; OpenCV alone stands beside. Below, whole batches of the
-stream: reading and CRC, decoding, captions' tokens. Rounds alternate; medians per CPU-second, one thread unless it says
-otherwise.
+JPEGs of 256 x 256 pixels (parts of scikit-learn's two photographs) become 224 x 224 by random resized crops (area 0.9
+to 1.0), each side cutting out the same parts of the same files, into one batch `[n, 3, 224, 224]`. The peer decodes and
+resizes with Pillow, as torchvision's transforms do with open_clip; OpenCV alone stands beside. Below, whole batches of
+the stream: reading and CRC, decoding, captions' tokens. Rounds alternate; medians per CPU-second, one thread unless it
+says otherwise.
 """
 
 from __future__ import annotations
@@ -43,11 +43,9 @@ def photographs(count: int, quality: int) -> list[bytes]:
         source = sources[number % len(sources)]
         side = int(generator.integers(SIDE, 400))
         top, left = (int(generator.integers(0, n - side + 1)) for n in source.shape[:2])
-        part = Image.fromarray(source[top : top + side, left : left + side]).resize(
-            (SIDE, SIDE), Image.Resampling.BICUBIC
-        )
+        part = Image.fromarray(source[top : top + side, left : left + side])
         buffer = io.BytesIO()
-        part.save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+        part.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
         files.append(buffer.getvalue())
     return files
 
