@@ -120,6 +120,8 @@ def _job(
         if key.partition(".")[0] == "model" and key not in free:
             raise UserError(f"--{key} cannot be set: the model is that of {source}; only {', '.join(free)} is free")
     model = to_plain(conversion.from_hf_config(theirs))
+    # Keys to be set are looked up in the family's section.
+    overrides = [f"--model.family={model['family']}", *overrides]
     document = load_document(None if recipe is None else find_recipe(recipe), overrides)
     asked = document.get("model") or {}
     document["model"] = model | {key: asked[key] for key in conversion.FREE if f"model.{key}" in given}

@@ -1,0 +1,111 @@
+"""A CLIP through `trestle import` and `trestle export`: transformers' and open_clip's folders, tokenizers, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from data_pipeline.pairs.tokenizers import BytePairCaptions
+from launcher.cli import main
+from tests.data_pipeline.pair_sets import write_merges, write_pairs
+
+RECIPE = """
+run: {directory: runs, seed: 7}
+data: {mix: [{shards: shards/pairs}]}
+batch: {global_batch_size: 4, micro_batch_size: 2}
+training: {steps: 2, precision: fp32}
+cluster: {ranks_per_node: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe, a shard set of pairs and a folder `theirs` with a random CLIPModel."""
+    folder = tmp_path_factory.mktemp("clip")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "shards").mkdir()
+    merges = folder / "shards" / "merges.txt"
+    write_pairs(folder / "shards" / "pairs", 8, sha256=write_merges(merges))
+    size = BytePairCaptions(merges).vocab_size
+    torch.manual_seed(0)
+    text = {"vocab_size": size, "hidden_size": 24, "intermediate_size": 96, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 2, "max_position_embeddings": 11, "eos_token_id": size - 1}
+    vision = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
+    vision |= {"image_size": 32, "patch_size": 8}
+    config = CLIPConfig(text_config=text | {"bos_token_id": size - 2}, vision_config=vision, projection_dim=16)
+    CLIPModel(config).save_pretrained(folder / "theirs")
+    shutil.copyfile(merges, folder / "theirs" / "merges.txt")
+    return folder
+
+
+@pytest.fixture
+def imported(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with the run `taken-over` made of `theirs`."""
+    for name in ("recipe.yaml", "shards", "theirs"):
+        (tmp_path / name).symlink_to(workplace / name)
+    monkeypatch.chdir(tmp_path)
+    assert main(["import", "theirs", "--name", "taken-over", "--recipe", "recipe.yaml"]) == 0
+    return tmp_path
+
+
+def assert_same(one: Path, other: Path) -> None:
+    first, second = load_file(one), load_file(other)
+    assert set(first) == set(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_clip_model_comes_back_from_a_run_as_it_went_in(imported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "runs/taken-over", "out", "--to", "huggingface"]) == 0
+    assert "CLIPModel of step 0" in capsys.readouterr().out
+    assert_same(imported / "theirs" / "model.safetensors", imported / "out" / "model.safetensors")
+    theirs = CLIPModel.from_pretrained(imported / "out")
+    assert theirs.config.text_config.eos_token_id == theirs.config.text_config.vocab_size - 1
+    pictures = json.loads((imported / "out" / "preprocessor_config.json").read_text())
+    assert pictures["crop_size"] == {"height": 32, "width": 32}
+    ours = BytePairCaptions(imported / "shards" / "merges.txt")
+    tokenizer = CLIPTokenizer.from_pretrained(imported / "out")
+    caption = "the red ant, and The hand!"
+    encoded = tokenizer(caption)["input_ids"]
+    assert ours.encode([caption], 40)[0, : len(encoded)].tolist() == encoded
+
+
+def test_open_clips_folder_is_written_and_read_back(imported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "runs/taken-over", "other", "--to", "openclip"]) == 0
+    assert "CLIP of open_clip of step 0" in capsys.readouterr().out
+    assert {"open_clip_config.json", "open_clip_model.safetensors"} <= {p.name for p in (imported / "other").iterdir()}
+    assert main(["import", "other", "--name", "again", "--recipe", "recipe.yaml", "--model.lock_image", "true"]) == 0
+    assert main(["export", "runs/again", "out", "--to", "huggingface"]) == 0
+    assert_same(imported / "theirs" / "model.safetensors", imported / "out" / "model.safetensors")
+
+
+def test_another_image_size_is_interpolated_only_when_asked(imported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rest = ["--name", "larger", "--recipe", "recipe.yaml", "--model.image_size", "48"]
+    assert main(["import", "theirs", *rest]) == 2
+    assert "32 x 32 pixels, but model.image_size is 48" in capsys.readouterr().err
+    assert [p.name for p in (imported / "runs").iterdir()] == ["taken-over"]
+    assert main(["import", "theirs", *rest, "--model.interpolate_positions", "true"]) == 0
+    weights = load_file(imported / "runs" / "larger" / "checkpoints" / "step-00000000" / "rank-00000.safetensors")
+    assert weights["weight/vision.position_embedding"].numel() == 37 * 32
+
+
+def test_what_weights_decide_and_other_tokenizers_are_refused(
+    imported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rest = ["--name", "refused", "--recipe", "recipe.yaml"]
+    assert main(["import", "theirs", *rest, "--model.text_layers", "3"]) == 2
+    assert "--model.text_layers cannot be set" in capsys.readouterr().err
+    other = imported / "other-tokenizer"
+    shutil.copytree(imported / "theirs", other)
+    write_merges(other / "merges.txt", ["a b"])
+    assert main(["import", "other-tokenizer", *rest]) == 2
+    assert "another tokenizer" in capsys.readouterr().err
+    (other / "config.json").write_text('{"model_type": "bert"}')
+    assert main(["import", "other-tokenizer", *rest]) == 2
+    assert "'bert', which cannot be imported; there are GPT-2 and Llama of transf" in capsys.readouterr().err
+    assert [p.name for p in (imported / "runs").iterdir()] == ["taken-over"]
