@@ -72,10 +72,12 @@ def _coupled(
 
     rows = torch.full((pool.local,), -torch.inf, dtype=torch.float64, device=a.device)
     columns = rows.new_full((pool.total,), -torch.inf)
-    _add_logsumexp(tiles, a, every_b, pool.first, rows, columns)
+    # Whatever is near the largest similarities does here, and is added again: they keep the digits of a small number.
+    center = float(given.aligned.mean()) if pool.local else 0.0
+    _add_logsumexp(tiles, a, every_b, pool.first, center, rows, columns)
     if every_a is not None:
-        _add_logsumexp(tiles, a, every_a, pool.first, rows, None)
-        _add_logsumexp(tiles, b, every_b, pool.first, columns[pool.own], None)
+        _add_logsumexp(tiles, a, every_a, pool.first, center, rows, None)
+        _add_logsumexp(tiles, b, every_b, pool.first, center, columns[pool.own], None)
     columns = pool.logsumexp(columns)
     every_aligned, every_row = pool.spread(torch.stack([given.aligned, rows], 1)).unbind(1)
 
@@ -117,7 +119,13 @@ def _coupled(
 
 
 def _add_logsumexp(
-    tiles: Tiles, x: torch.Tensor, y: torch.Tensor, first: int, rows: torch.Tensor, columns: torch.Tensor | None
+    tiles: Tiles,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    first: int,
+    center: float,
+    rows: torch.Tensor,
+    columns: torch.Tensor | None,
 ) -> None:
     """Add each row's and column's sum of exp(S) to `rows` and `columns` (fp64 logarithms), without S_ii.
 
@@ -125,7 +133,7 @@ def _add_logsumexp(
     """
     for i in tiles.blocks(x.shape[0]):
         for j in tiles.blocks(y.shape[0]):
-            tile = tiles.similarities(x[i], y[j])
+            tile = tiles.similarities(x[i], y[j], less=center)
             tile.diagonal(first + i.start - j.start).fill_(-torch.inf)
             for into, dim in ((rows[i], 1), (columns[j] if columns is not None else None, 0)):
                 if into is None:
@@ -133,7 +141,7 @@ def _add_logsumexp(
                 top = tile.amax(dim, keepdim=True)
                 top.masked_fill_(top == -torch.inf, 0.0)
                 powers = torch.sub(tile, top, out=tiles.buffer(1, *tile.shape)).exp_()
-                into.copy_(torch.logaddexp(into, powers.sum(dim).double().log_() + top.view(-1)))
+                into.copy_(torch.logaddexp(into, powers.sum(dim).double().log_() + top.view(-1) + center))
 
 
 class _Weights:
@@ -157,7 +165,7 @@ class _Weights:
         self, x: torch.Tensor, y: torch.Tensor, i: slice, j: slice, u: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The weights of rows `i` and columns `j`, and their sum times S_ij - center."""
-        shifted = self._tiles.similarities(x, y).sub_(self.center)
+        shifted = self._tiles.similarities(x, y, less=self.center)
         weights, powers = (self._tiles.buffer(number, *shifted.shape) for number in (1, 2))
         left, right = (self.center - u[i])[:, None], (self.center - v[j])[None, :]
         if self._one_exponential:

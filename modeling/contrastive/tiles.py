@@ -12,10 +12,9 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-_TILES = {
-    "cpu": 1024,
-    "cuda": 4096,
-}  # per dtype of 4 bytes: 4 MiB fit in the caches of a core or two; a GPU wants more work at a time
+# In fp32 4 MiB, which the caches of a CPU hold; and 64 MiB, for a GPU wants more work at a time.
+_TILES = {"cpu": 1024, "cuda": 4096}
+_FEW = 64  # features, see `Tiles.similarities`
 
 
 def default_tile(device: torch.device) -> int:
@@ -68,13 +67,17 @@ class Tiles:
             self._buffers.append(self._like.new_empty(self._shape[0] * self._shape[1]))
         return self._buffers[number][: rows * columns].view(rows, columns)
 
-    def similarities(self, x: torch.Tensor, y: torch.Tensor, number: int = 0) -> torch.Tensor:
-        """s x y^T of `[rows, d]` and `[columns, d]`, in buffer `number`."""
-        tile = self.buffer(number, x.shape[0], y.shape[0])
+    def similarities(self, x: torch.Tensor, y: torch.Tensor, less: float = 0.0) -> torch.Tensor:
+        """s x y^T - less of `[rows, d]` and `[columns, d]`, in buffer 0."""
+        tile = self.buffer(0, x.shape[0], y.shape[0])
+        features = x.shape[1]
+        if x.dtype == torch.float32 and features <= _FEW:
+            # At scale 100 a similarity near 100 is off by 4e-6 in fp32, and so is its exponential relative to its
+            # size. Few features give few sums to drown that in, and make fp64 cheap.
+            return tile.copy_(torch.mm(x.double(), y.double().t()).mul_(self.scale).sub_(less))
         # A sum of d products rounds d times near its final size. A few sums of fewer cost the same and round less:
-        # at scale 100 three times as accurate, and all that is small here is an exponential of this.
-        width = max(8, -(-x.shape[1] // 4))
-        parts = zip(x.split(width, 1), y.split(width, 1), strict=True)
-        for number_of_part, (left, right) in enumerate(parts):
-            torch.addmm(tile, left, right.t(), beta=min(number_of_part, 1), alpha=self.scale, out=tile)
-        return tile
+        # at scale 100 up to three times.
+        width = -(-features // 4)
+        for number, (left, right) in enumerate(zip(x.split(width, 1), y.split(width, 1), strict=True)):
+            torch.addmm(tile, left, right.t(), beta=min(number, 1), alpha=self.scale, out=tile)
+        return tile.sub_(less) if less else tile

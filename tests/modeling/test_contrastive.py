@@ -20,6 +20,7 @@ from modeling.errors import ModelError
 from tests.modeling.contrastive_ranks import LOSSES, Case, compute, values
 from tests.modeling.contrastive_reference import BIAS, errors, pairs, reference
 
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 every_loss = pytest.mark.parametrize("loss", sorted(LOSSES))
 AT_THE_END = Case("clip", [], log(100.0), 0.05, 16, "float32")
 
@@ -52,14 +53,17 @@ def test_any_shape_tile_and_scale_gives_the_reference(
 
 
 @every_loss
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("count", "features"), [(200, 48), (300, 96)])  # similarities in fp64, and in fp32
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
 @pytest.mark.parametrize(("scale", "spread"), [(100.0, 0.05), (100.0, 1.0), (100.0, 3.0), (1 / 0.07, 1.0)])
 def test_gradients_hold_relative_to_the_largest(
-    loss: str, dtype: str, tolerance: float, scale: float, spread: float
+    loss: str, device: str, count: int, features: int, dtype: str, tolerance: float, scale: float, spread: float
 ) -> None:
-    first, second = pairs(200, 48, spread=spread)
-    case = Case(loss, [200], log(scale), spread, 64, dtype)
-    deviations = errors(values(compute(case, first, second, None)), reference(loss, first, second, log(scale)))
+    first, second = pairs(count, features, spread=spread)
+    case = Case(loss, [count], log(scale), spread, 64, dtype)
+    found = values(compute(case, first.to(device), second.to(device), None))
+    deviations = errors({name: x.cpu() for name, x in found.items()}, reference(loss, first, second, log(scale)))
     assert max(deviations.values()) <= tolerance, deviations
 
 
