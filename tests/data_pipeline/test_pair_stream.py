@@ -108,12 +108,12 @@ def test_any_schedule_shows_the_same_pairs_and_crops(folder: Path, chance: rando
 
 
 def test_another_epoch_shows_other_crops_of_the_same_pictures(folder: Path) -> None:
-    stream = PairStream(mix(folder, {"books": 1}, augment="random_resized_crop"), 1, **SHAPE)
+    config = mix(folder, {"books": 1}, augment="random_resized_crop", crop_scale=[0.3, 0.7])
+    stream = PairStream(config, 1, **SHAPE)
     first, second = stream.batch(0, 21), stream.batch(21, 21)
     at = [int(np.flatnonzero((second.tokens == row).all(axis=1))[0]) for row in first.tokens]
     assert sorted(at) == list(range(21))
-    same = sum(np.array_equal(first.images[i], second.images[j]) for i, j in enumerate(at))
-    assert same <= 3  # pictures this small have few crops
+    assert not any(np.array_equal(first.images[i], second.images[j]) for i, j in enumerate(at))
     still = PairStream(mix(folder, {"books": 1}, augment="none"), 1, **SHAPE)
     first, second = still.batch(0, 21), still.batch(21, 21)
     assert all(np.array_equal(first.images[i], second.images[j]) for i, j in enumerate(at))
