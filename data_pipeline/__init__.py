@@ -19,7 +19,8 @@ Making shards (`trestle prepare`), in the order of the data's way:
 Reading them, in a rank:
 
     batching.py            durations, batch sizes, the ramp: which samples are batch b
-    stream.py              Stream: batches, epochs, state, fingerprint: start there (validation_set.py: held-out sets)
+    stream.py              Stream: batches of text: start there (validation_set.py: held-out sets)
+    mixed_stream.py        what a stream of any samples is: mix, epochs, state, fingerprint
     stream_state.py        exceptions and fingerprints: skips, changes of the data (eras.py), damage (substitution.py)
     mixing.py              which corpus sample g comes from, over a curriculum
     shuffling.py           and which sample of it, in one of two shuffles (permutation.py)
@@ -30,6 +31,8 @@ Reading them, in a rank:
     tokenizer.py           text ↔ tokens, lossless
     document_masks.py      which document of a packed sample each token is of
     baseline.py            the cross-entropy of token frequencies, to compare a model with
+
+Pictures with captions have their own shards, stream and preparation, on the same machinery: pairs/.
 
 errors.py names what can go wrong. Nothing here knows models, optimizers or layouts beyond "slice i of n".
 """

@@ -10,6 +10,7 @@ picture counts. A file that is truncated, or that its decoder calls corrupt, is 
 from __future__ import annotations
 
 import struct
+import sys
 from dataclasses import dataclass
 
 import cv2
@@ -21,6 +22,8 @@ MAX_PIXELS = 1 << 26
 """Of a picture as stored: 64 Mi, 192 MiB as bytes of colour."""
 MAX_SIDE = 65535
 _EXIF_SEARCH = 4096
+_ROWS = 64
+_UPPER = 1 if sys.byteorder == "little" else 0
 _ROTATIONS = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
 cv2.setNumThreads(1)  # what decodes in several threads wants one picture a thread
@@ -93,11 +96,19 @@ def _jpeg(picture: bytes, header: Header, shrink: int) -> NDArray[np.uint8]:
         if not header.cmyk:
             pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(picture, "RGB", **least)
             return pixels
-        inks = simplejpeg.decode_jpeg(picture, "CMYK", **least).astype(np.uint16)  # as Adobe has them: 255 is no ink
+        inks: NDArray[np.uint8] = simplejpeg.decode_jpeg(picture, "CMYK", **least)  # as Adobe has them: 255 is no ink
     except (ValueError, KeyError) as error:
         raise BadPicture(f"corrupt JPEG: {_why(error)}") from error
-    product = inks[..., :3] * inks[..., 3:]
-    return ((product + 127) // 255).astype(np.uint8)
+    return _product(inks[..., :3], inks[..., 3:], 0)
+
+
+def _product(colours: NDArray[np.uint8], share: NDArray[np.uint8], rest: int) -> NDArray[np.uint8]:
+    """Of each colour its `share` of 255, and of `rest` what is left; some rows at a time, for bounded memory."""
+    out = np.empty(colours.shape, dtype=np.uint8)
+    for top in range(0, len(out), _ROWS):
+        part, of = colours[top : top + _ROWS].astype(np.uint16), share[top : top + _ROWS].astype(np.uint16)
+        out[top : top + _ROWS] = (part * of + rest * (255 - of) + 127) // 255
+    return out
 
 
 def _why(error: Exception) -> str:
@@ -114,15 +125,13 @@ def _with_opencv(picture: bytes, header: Header) -> NDArray[np.uint8]:
     if pixels is None or pixels.shape[:2] != (header.height, header.width):
         raise BadPicture(f"corrupt {header.format}")
     if pixels.dtype == np.uint16:
-        pixels = (pixels.astype(np.uint16) >> 8).astype(np.uint8)
+        pixels = np.ascontiguousarray(pixels).view(np.uint8)[..., _UPPER::2].reshape(pixels.shape)
     if pixels.dtype != np.uint8:
         raise BadPicture(f"{header.format} of {pixels.dtype}")
     if pixels.ndim == 2 or pixels.shape[2] == 1:
         return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB).astype(np.uint8, copy=False)
     if pixels.shape[2] == 4:
-        alpha = pixels[..., 3:].astype(np.uint16)
-        colours = pixels[..., 2::-1].astype(np.uint16)
-        return ((colours * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        return _product(pixels[..., 2::-1], pixels[..., 3:], 255)
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
 
 

@@ -6,7 +6,10 @@ import dataclasses
 import json
 import logging
 import multiprocessing
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +275,31 @@ def test_a_stream_that_has_decoded_goes_on_in_a_forked_process(folder: Path) -> 
     child.join(60)
     assert child.exitcode == 0 and answer.get() == expected
     assert PairSet(folder / "web").read(0)[1] == caption_of("web", 0)
+
+
+READER = """
+import itertools, sys
+from data_pipeline.config import DataConfig, ImageConfig, ShardSource
+from data_pipeline.pairs.stream import PairStream
+data = DataConfig(mix=[ShardSource(sys.argv[1])], images=ImageConfig(workers=3))
+stream = PairStream(data, 1, image_size=64, context_length=8)
+for batch in itertools.count():
+    stream.batch(64 * batch, 64)
+    print(batch, flush=True)
+"""
+
+
+def test_a_reader_that_is_killed_leaves_no_process_and_no_shared_memory(folder: Path) -> None:
+    before = set(os.listdir("/dev/shm"))
+    with subprocess.Popen([sys.executable, "-c", READER, str(folder / "web")], stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        for _ in range(3):
+            assert reader.stdout.readline()
+        tasks = Path(f"/proc/{reader.pid}/task")
+        names = [(task / "comm").read_text().strip() for task in tasks.iterdir()]
+        children = "".join((task / "children").read_text() for task in tasks.iterdir())
+        mapped = Path(f"/proc/{reader.pid}/maps").read_text()
+        reader.kill()
+        assert reader.wait(30) == -9
+    assert len(names) > 3 and not children.split() and "/dev/shm" not in mapped
+    assert not {entry for entry in set(os.listdir("/dev/shm")) - before if str(reader.pid) in entry}
