@@ -1,4 +1,4 @@
-"""The demo of pictures and texts, `make demo-clip`: a CLIP that reads three handwritten digits, in the current directory.
+"""The demo of pictures and texts, `make demo-clip`: a CLIP that reads three digits, in the current directory.
 
 Each step is the command that a user would type; it is shown before it runs.
 """

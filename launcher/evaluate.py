@@ -25,8 +25,8 @@ def parser() -> Parser:
         "Validation loss, perplexity and bits per byte of a run's newest verified checkpoint, or of that of --step,\n"
         "on the held-out shards of its recipe; beside them what a model that knows only token frequencies scores.\n"
         "Of a model of pictures and texts: held-out loss, and what the recipe's evaluation section asks for\n"
-        "(retrieval, zero-shot classification, probes), with pictures in RUN/evaluation. Any key of that section can be\n"
-        "set: --evaluation.KEY VALUE.",
+        "(retrieval, zero-shot classification, probes), with pictures in RUN/evaluation. Any key of that section can\n"
+        "be set: --evaluation.KEY VALUE.",
         "  trestle evaluate runs/demo\n  trestle evaluate runs/demo --step 200 --samples 64\n"
         "  trestle evaluate runs/demo-clip --evaluation.samples 1000",
         takes_overrides=True,

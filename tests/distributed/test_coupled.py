@@ -1,4 +1,4 @@
-"""The gradient cache: whatever the ranks and the micro-batches, the gradient is that of the whole batch in one process."""
+"""The gradient cache: for any ranks and micro-batches, the gradient is that of the whole batch in one process."""
 
 from __future__ import annotations
 
