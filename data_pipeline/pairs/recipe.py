@@ -72,7 +72,7 @@ class PairDedupConfig:
     """Drop pictures that look like an earlier one, after another encoding or in another size."""
     distance: int = 4
     """Bits in which the 64-bit perceptual hashes (DCT) of two near copies differ, at most."""
-    colour: float = 16.0
+    colour: float = 8.0
     """Mean difference of the colours (0 to 255) of two near copies, at most: the hash does not see colour."""
     memory_gib: float = 4.0
     """GiB of memory for the data of all workers together. Does not change the output."""
@@ -130,10 +130,10 @@ class PairPrepareConfig:
     max_picture_bytes: int = 32 << 20
     """Larger picture files are dropped and counted, at most 64 MiB; bounds the memory of a worker."""
     max_pixels: int = 64_000_000
-    """Pictures of more pixels are dropped and counted before they are decoded."""
-    part_bytes: int = 64 << 20
+    """Pictures of more pixels are dropped and counted before they are decoded; at most 67,108,864."""
+    part_bytes: int = 256 << 20
     """Bytes of pictures or tars that one task reads, whole files together. Does not change the output."""
-    part_rows: int = 1000
+    part_rows: int = 10_000
     """Rows of a list that one task reads. Does not change the output."""
     fetch_threads: int = 16
     """Pictures behind URLs that one task fetches at once. Does not change the output."""

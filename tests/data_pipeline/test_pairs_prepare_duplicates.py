@@ -14,7 +14,7 @@ from PIL import Image
 from data_pipeline.dedup.candidates import unpack
 from data_pipeline.dedup.clusters import cluster
 from data_pipeline.pairs.prepare.banding import find_leaders, find_near, tables
-from data_pipeline.pairs.prepare.hashing import COLOURS, colours, perceptual_hash
+from data_pipeline.pairs.prepare.hashing import COLOURS, look
 from data_pipeline.pairs.prepare.pictures import examine
 from tests.data_pipeline.pictures import encoded, scene
 
@@ -22,7 +22,7 @@ _ALL = (1 << 64) - 1
 
 
 def hash_of(image: Image.Image, kind: str = "PNG", quality: int = 90) -> int:
-    return perceptual_hash(examine(encoded(image, kind, quality), 1 << 24).pixels)
+    return look(examine(encoded(image, kind, quality), 1 << 24).pixels)[0]
 
 
 def bits_apart(a: int, b: int) -> int:
@@ -42,7 +42,7 @@ def test_another_encoding_or_size_changes_few_bits_and_another_picture_many(seed
 def test_a_plain_picture_has_the_same_hash_anywhere_and_its_colour_tells_it_apart() -> None:
     plain = [Image.new("RGB", size, colour) for size in ((90, 70), (64, 64)) for colour in ("red", "blue", "white")]
     assert {hash_of(image) for image in plain} == {0}
-    red, blue = (colours(np.asarray(image)).astype(int) for image in plain[:2])
+    red, blue = (look(np.asarray(image))[1].astype(int) for image in plain[:2])
     assert np.abs(red - blue).mean() > 100 and len(red) == COLOURS
 
 

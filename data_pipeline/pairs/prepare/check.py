@@ -7,14 +7,12 @@ import re
 from pathlib import Path
 
 from data_pipeline.errors import BadConfig
+from data_pipeline.pairs.decode import MAX_PIXELS
 from data_pipeline.pairs.recipe import PairCorpusConfig, PairFilterConfig, PairPrepareConfig
 from data_pipeline.pairs.shards import MAX_PICTURE_BYTES
 from data_pipeline.pairs.tokenizers import BytePairCaptions, open_caption_tokenizer
 from data_pipeline.stages.language import language
 from data_pipeline.workspace import OUTPUT_FILES
-
-#: Pillow's own limit, above which it refuses a picture.
-_MOST_PIXELS = 178_956_970
 
 
 def check(config: PairPrepareConfig) -> None:
@@ -37,7 +35,7 @@ def check(config: PairPrepareConfig) -> None:
     for name in ("part_bytes", "part_rows", "fetch_threads", "max_picture_bytes", "max_pixels"):
         if getattr(config, name) < 1:
             raise BadConfig(f"{name} is {getattr(config, name)}, it must be at least 1")
-    for name, most in (("max_picture_bytes", MAX_PICTURE_BYTES), ("max_pixels", _MOST_PIXELS)):
+    for name, most in (("max_picture_bytes", MAX_PICTURE_BYTES), ("max_pixels", MAX_PIXELS)):
         if getattr(config, name) > most:
             raise BadConfig(f"{name} is {getattr(config, name)}, it must be at most {most}")
     if config.workers < 0:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
+
 from data_pipeline.documents import Document, Tally, logarithmic_bin
 from data_pipeline.pairs.prepare.pictures import Picture, Unfit, examine, shrunk, thumbnail
 from data_pipeline.pairs.prepare.raw import RawPair
@@ -39,6 +41,7 @@ class Checks:
 
 def check_pairs(folder: Path, pairs: Iterable[RawPair], checks: Checks, tally: PairTally) -> None:
     """Writes the pairs that pass into a part's folder; the tally says what became of the others."""
+    cv2.setNumThreads(1)  # one core is what a task has
     for stage in STAGES[:-2]:
         tally.kept.setdefault(stage, [0, 0])
     accepted = _captioned(pairs, checks, tally)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ NO_PICTURE = "read: a caption without a picture"
 NO_URL = "read: neither a path nor a URL of a known kind"
 
 _BLOCK = 1 << 20
+#: Of a server that sends a little now and then.
+_MOST_SECONDS = 120.0
 
 
 @dataclass
@@ -76,10 +79,12 @@ def _fetched(url: str, limit: int) -> bytes:
     def get() -> bytes:
         try:
             with filesystem(url).open(url, "rb", **_streamed(url)) as file:
-                pieces, size = [], 0
+                pieces, size, begun = [], 0, time.monotonic()
                 while size <= limit and (piece := file.read(_BLOCK)):
                     pieces.append(piece)
                     size += len(piece)
+                    if time.monotonic() - begun > _MOST_SECONDS:
+                        raise TimeoutError
                 return b"".join(pieces)
         except TimeoutError as error:
             raise EnvironmentFailure(f"{url} gives no answer in time") from error

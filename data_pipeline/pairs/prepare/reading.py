@@ -71,8 +71,8 @@ def _read_corpus(runner: Runner, config: PairPrepareConfig, corpus: PairCorpusCo
     if found.lonely:
         lonely = [asdict(file) for file in found.lonely]
         folders += runner.map(phase, read_lonely_captions, [Task({"files": lonely, "base": found.base, **shared})])
-    for file in found.lists:
-        folders += _read_list(runner, config, corpus, file, {"base": found.base, **shared})
+    if found.lists:
+        folders += _read_lists(runner, config, corpus, found.lists, {"base": found.base, **shared})
     tasks = [
         Task(
             {
@@ -91,24 +91,24 @@ def _read_corpus(runner: Runner, config: PairPrepareConfig, corpus: PairCorpusCo
     return [Part(corpus, folder) for folder in folders]
 
 
-def _read_list(
-    runner: Runner, config: PairPrepareConfig, corpus: PairCorpusConfig, file: SourceFile, shared: dict[str, Any]
+def _read_lists(
+    runner: Runner,
+    config: PairPrepareConfig,
+    corpus: PairCorpusConfig,
+    files: Sequence[SourceFile],
+    shared: dict[str, Any],
 ) -> list[Path]:
-    split = runner.one(
-        f"list {corpus.name}",
-        split_list,
-        file=asdict(file),
-        path_field=corpus.path_field,
-        caption_field=corpus.caption_field,
-        part_rows=config.part_rows,
-        damaged_files=config.damaged_files,
-    )
-    rows = sorted(split.glob("rows-*.arrow"))
-    shared = {"list_path": file.path, **shared}
-    tasks = [Task({"rows": str(path), "broken": None, **shared}) for path in rows]
-    broken = json.loads((split / "broken.json").read_text())
-    if tasks:
-        tasks[-1].arguments["broken"] = broken
+    columns = {"path_field": corpus.path_field, "caption_field": corpus.caption_field}
+    how = {"part_rows": config.part_rows, "damaged_files": config.damaged_files}
+    splits = [Task({"file": asdict(file), **columns, **how}, weight=file.size) for file in files]
+    tasks = []
+    for file, split in zip(files, runner.map(f"list {corpus.name}", split_list, splits), strict=True):
+        own = {"list_path": file.path, **shared}
+        for number, rows in enumerate(sorted(split.glob("rows-*.arrow"))):
+            tasks.append(Task({"rows": str(rows), "files": 1 if number == 0 else 0, "broken": None, **own}))
+        broken = json.loads((split / "broken.json").read_text())
+        if broken is not None:
+            tasks.append(Task({"rows": None, "files": 0, "broken": broken, **own}))
     return runner.map(f"read {corpus.name}", read_list_part, tasks)
 
 
@@ -184,18 +184,19 @@ def read_list_part(
     folder: Path,
     *,
     corpus: str,
-    rows: str,
+    rows: str | None,
+    files: int,
     list_path: str,
     broken: str | None,
     base: str,
     checks: dict[str, Any],
     max_picture_bytes: int,
 ) -> None:
-    """Some rows of a list. broken: how the list breaks off after them, if it does."""
+    """Some rows of a list; or none, and how it breaks off. files: what this counts for among files."""
     source, key = printable(list_path), printable(key_of(list_path, base))
 
     def pairs() -> Iterator[RawPair]:
-        for row in read_list_rows(Path(rows)):
+        for row in read_list_rows(Path(rows)) if rows else ():
             path = row.resolved(list_path)
             load = unfit(NO_URL) if path is None else loader(path, max_picture_bytes)
             facts = {} if row.path is None else {"url" if "://" in row.path else "path": printable(row.path)}
@@ -205,7 +206,7 @@ def read_list_part(
     tally = PairTally()
     if broken is not None:
         tally.drop(DAMAGED, f"{key}!", f"{source}: {broken}", "")
-    _check(folder, pairs(), checks, files=1, tally=tally)
+    _check(folder, pairs(), checks, files=files, tally=tally)
 
 
 def read_tar(

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow
 from numpy.typing import NDArray
 
-from data_pipeline.pairs.prepare.hashing import COLOURS, colours, perceptual_hash
+from data_pipeline.pairs.prepare.hashing import COLOURS, look
 from data_pipeline.pairs.prepare.pictures import Pixels
 
 PICTURES, TABLE = "pictures.bin", "pairs.arrow"
@@ -78,8 +78,9 @@ class PairFileWriter:
         self._rows.append((key, source, caption, extension, written, self._offset, len(picture)))
         self._offset += len(picture)
         self._keys.append(hashlib.blake2b(found, digest_size=16).digest())
-        self._hashes.append(perceptual_hash(pixels))
-        self._colours.append(colours(pixels))
+        its_hash, its_colours = look(pixels)
+        self._hashes.append(its_hash)
+        self._colours.append(its_colours)
         if len(self._rows) >= _BATCH_PAIRS:
             self._flush()
 
