@@ -120,7 +120,7 @@ def peak(options: argparse.Namespace, what: str, pairs: int, tile: int | None = 
     command += ["--features", str(options.features)]
     command += ["--tile", str(tile)] if tile else []
     command += ["--open-clip", str(options.open_clip)] if options.open_clip else []
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         raise RuntimeError(f"measuring {what} failed:\n{done.stderr[-2000:]}")
     return float(done.stdout.split()[-1])
