@@ -6,6 +6,7 @@ From tars in a folder here, through the node's cache in `remote_members`.
 from __future__ import annotations
 
 import os
+import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -78,7 +79,10 @@ class Members(Protocol):
         """Puts row `rows[i]` of member `members[i]` into `out[i]`. Raises DamagedMember."""
 
     def part(self, member: int, offset: int, size: int) -> bytes:
-        """Bytes of a member's data, not checked; fewer at its end. Raises DamagedMember if they cannot be read."""
+        """Bytes of a member's data, not checked; fewer at its end. Several threads may read at once.
+
+        Raises DamagedMember if they cannot be read.
+        """
 
     def forget(self, member: int) -> bool:
         """Gives up a local copy, whose bytes are wrong; False if there is none and the source itself was read."""
@@ -124,6 +128,7 @@ class LocalMembers(MembersBase):
     def __init__(self, store: LocalStore, layout: Layout) -> None:
         super().__init__(store, layout)
         self._files: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Lock()  # of `part`: what reads rows takes turns anyhow
 
     def check(self, member: int) -> None:
         place = self.place(member)
@@ -150,7 +155,7 @@ class LocalMembers(MembersBase):
 
     def part(self, member: int, offset: int, size: int) -> bytes:
         place = self.place(member)
-        data: bytes = self._patiently(place, lambda: os.pread(self._descriptor(place.tar), size, place.offset + offset))
+        data: bytes = self._patiently(place, lambda: self._part(place.tar, place.offset + offset, size))
         return data
 
     def forget(self, member: int) -> bool:
@@ -160,9 +165,19 @@ class LocalMembers(MembersBase):
         pass
 
     def close(self) -> None:
-        for descriptor in self._files.values():
+        with self._lock:
+            for descriptor in self._files.values():
+                os.close(descriptor)
+            self._files.clear()
+
+    def _part(self, tar: int, offset: int, size: int) -> bytes:
+        """Reads side by side with other threads: each with a descriptor that none of them closes."""
+        with self._lock:
+            descriptor = os.dup(self._descriptor(tar))
+        try:
+            return os.pread(descriptor, size, offset)
+        finally:
             os.close(descriptor)
-        self._files.clear()
 
     def _row(self, row: Any, tar: int, offset: int) -> int:
         return os.preadv(self._descriptor(tar), [row], offset)
@@ -200,6 +215,7 @@ class LocalMembers(MembersBase):
         return descriptor
 
     def _forget(self, tar: int) -> None:
-        descriptor = self._files.pop(tar, None)
-        if descriptor is not None:
-            os.close(descriptor)
+        with self._lock:
+            descriptor = self._files.pop(tar, None)
+            if descriptor is not None:
+                os.close(descriptor)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -119,7 +120,7 @@ def _with_opencv(picture: bytes, header: Header) -> NDArray[np.uint8]:
     if header.format == "webp" and len(picture) < 8 + struct.unpack("<I", picture[4:8])[0]:
         raise BadPicture("truncated WebP")
     try:
-        pixels = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED)
+        pixels: Any = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise BadPicture(f"corrupt {header.format}: {error.err}") from error
     if pixels is None or pixels.shape[:2] != (header.height, header.width):

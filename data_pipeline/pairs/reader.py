@@ -1,6 +1,6 @@
 """One corpus's pairs by position, in a folder or behind a URL, each checked by its CRC whenever it is read.
 
-Nothing grows with the data but the mapped indices. Reading is safe from several threads and after a fork.
+Nothing grows with the data but the mapped indices. Several threads read side by side; reading is safe after a fork.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from data_pipeline.errors import BadTokenizer
 from data_pipeline.pairs.shards import BLOCK, FORMAT_VERSION, KIND, caption_offset
 from data_pipeline.pairs.tokenizers import FILES, CaptionTokenizer, open_caption_tokenizer
 from data_pipeline.remote_members import RemoteMembers
-from data_pipeline.shard_members import DamagedMember, Layout, LocalMembers, Members
+from data_pipeline.shard_members import DamagedMember, Layout, LocalMembers
 from data_pipeline.shard_reader import read_manifest
 from data_pipeline.shard_store import RemoteStore, open_store
 
 __all__ = ["DamagedMember", "PairSet"]
+
+_AT_ONCE = 8
 
 
 class PairSet:
@@ -45,7 +48,7 @@ class PairSet:
         self.rows_per_member: int = m["rows_per_member"]
         self.samples_per_damage = 1  # whatever else of its member has been read before or not
         self.members: int = m["members"]
-        self._opened: tuple[Members, NDArray[Any]] | None = None
+        self._opened: tuple[LocalMembers | RemoteMembers, NDArray[Any]] | None = None
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -81,10 +84,10 @@ class PairSet:
             raise IndexError(f"{self.location}: samples go from 0 to {self.samples - 1}")
         with self._lock:
             source, pairs = self._open()
-            try:
-                return self._read(source, position, *pairs[position].tolist())
-            except DamagedMember as error:
-                raise DamagedMember(str(error), position) from error
+        try:
+            return self._read(source, position, *pairs[position].tolist())
+        except DamagedMember as error:
+            raise DamagedMember(str(error), position) from error
 
     def fetch_ahead(self, positions: NDArray[np.int64]) -> None:
         """Begins to fetch the members of samples that will be read soon; returns at once."""
@@ -100,11 +103,15 @@ class PairSet:
         """
         with self._lock:
             source, pairs = self._open()
+        if not self.remote:
             for member in range(self.members):
-                source.check_source(member)
-                if not self.remote:
-                    self._check_pairs(source, pairs, member)
+                source.check(member)
+                self._check_pairs(source, pairs, member)
                 progress(member + 1)
+            return
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for done, _ in enumerate(pool.map(source.check_source, range(self.members)), 1):
+                progress(done)
 
     def close(self) -> None:
         """Closes the tars that are open; reading opens them again."""
@@ -113,7 +120,7 @@ class PairSet:
                 self._opened[0].close()
 
     def _read(
-        self, source: Members, position: int, start: int, picture: int, caption: int, crc: int
+        self, source: LocalMembers | RemoteMembers, position: int, start: int, picture: int, caption: int, crc: int
     ) -> tuple[bytes, str]:
         member, text = position // self.rows_per_member, caption_offset(start, picture)
         for _ in range(2):
@@ -123,23 +130,21 @@ class PairSet:
                 return data[:picture], data[text - start :].decode("utf-8", errors="replace")
             if source.forget(member):  # a copy, which may be what is damaged: another one, or why there is none
                 source.check(member)
-        tar = self._store.path(self.manifest["tars"][int(self._index()[member, 0])]["file"])
+        tar = source.tar_path(source.place(member).tar)
         message = f"{tar} is damaged: pair {position:09d} fails its CRC; prepare this shard set again"
         raise DamagedMember(message, member)
 
-    def _index(self) -> NDArray[np.int64]:
-        return self._store.array("index.npy", self.manifest["index_sha256"])
-
-    def _open(self) -> tuple[Members, NDArray[Any]]:
+    def _open(self) -> tuple[LocalMembers | RemoteMembers, NDArray[Any]]:
         if self._opened is None:
             pairs = self._store.array("pairs.npy", self.manifest["pairs_sha256"])
-            layout = Layout(self.manifest["tars"], self._index(), 1, self.manifest_sha256, self.rows_per_member)
+            index = self._store.array("index.npy", self.manifest["index_sha256"])
+            layout = Layout(self.manifest["tars"], index, 1, self.manifest_sha256, self.rows_per_member)
             store = self._store
             members = RemoteMembers(store, layout) if isinstance(store, RemoteStore) else LocalMembers(store, layout)
             self._opened = (members, pairs)
         return self._opened
 
-    def _check_pairs(self, source: Members, pairs: NDArray[Any], member: int) -> None:
+    def _check_pairs(self, source: LocalMembers | RemoteMembers, pairs: NDArray[Any], member: int) -> None:
         first = member * self.rows_per_member
         for number, (start, picture, caption, crc) in enumerate(
             pairs[first : first + self.rows_per_member].tolist(), first
