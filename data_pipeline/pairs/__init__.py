@@ -11,6 +11,8 @@ Reading them, in a rank:
 
 Making them (`trestle prepare`):
 
+    recipe.py       what it takes
     prepare/        shard sets of folders, lists and existing tars
+    report/         pages that show what was kept and dropped, and why
     shards.py       writes one: WebDataset tars, index, manifest
 """

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import shutil
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 import webdataset
 import yaml
@@ -27,7 +23,6 @@ from data_pipeline.pairs.recipe import (
     PairCorpusConfig,
     PairDedupConfig,
     PairFilterConfig,
-    ResizeConfig,
 )
 from data_pipeline.pairs.tokenizers import open_caption_tokenizer
 from data_pipeline.prepare.ray_tasks import RayTasks
@@ -35,7 +30,6 @@ from data_pipeline.stages.language import LanguageConfig
 from tests.data_pipeline.outputs import hashes, without_reports
 from tests.data_pipeline.pair_recipes import captions_of, dropped, pair_recipe, pairs_of, run
 from tests.data_pipeline.pictures import encoded, scene, tar_members, write_folder, write_tar
-from tests.data_pipeline.range_server import serving
 
 # -- what is written ---------------------------------------------------------------------------------------------------
 
@@ -269,110 +263,7 @@ def test_copies_that_are_kept_lie_on_one_side_of_the_split(tmp_path: Path) -> No
     assert not set(training) & set(held_out)
 
 
-# -- sources -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_tar_with_missing_halves_and_hostile_names_gives_its_whole_pairs_and_writes_nothing(tmp_path: Path) -> None:
-    pictures = [encoded(scene(seed)[0]) for seed in range(6)]
-    members = [
-        ("a/000.jpg", pictures[0]), ("a/000.txt", b"a picture in a folder"),
-        ("only-picture.jpg", pictures[1]),
-        ("only-caption.txt", b"a caption without a picture"),
-        ("only-facts.json", b"{}"),
-        ("../../outside.jpg", pictures[2]), ("../../outside.txt", b"a name that climbs out"),
-        ("/etc/absolute.jpg", pictures[3]), ("/etc/absolute.txt", b"an absolute name"),
-        ("from-json.jpg", pictures[4]), ("from-json.json", b'{"caption": "said by the json", "url": "http://x/y"}'),
-    ]  # fmt: skip
-    path = write_tar(tmp_path / "tars" / "one.tar", members)
-    with tarfile.open(path, "a") as archive:
-        for kind, name in ((tarfile.SYMTYPE, "link.jpg"), (tarfile.LNKTYPE, "hard.jpg")):
-            link = tarfile.TarInfo(name)
-            link.type, link.linkname = kind, "/etc/passwd"
-            archive.addfile(link)
-    before = sorted(tmp_path.parent.rglob("outside*"))
-    result = run(pair_recipe(tmp_path / "out", PairCorpusConfig("tars", [str(path)])))
-    assert captions_of(tmp_path / "out" / "tars") == [
-        "a picture in a folder",
-        "a name that climbs out",
-        "an absolute name",
-        "said by the json",
-    ]
-    assert dropped(result) == {"caption: missing": 1, "read: a caption without a picture": 1}
-    assert sorted(tmp_path.parent.rglob("outside*")) == before and not Path("/etc/absolute.jpg").exists()
-    assert {path.name for path in tmp_path.iterdir()} == {"tars", "out"}
-
-
-def list_files(folder: Path, rows: list[tuple[str | None, str | None]]) -> list[Path]:
-    """The same rows as a list of every kind."""
-    folder.mkdir(exist_ok=True)
-    table = pyarrow.table({"URL": [path for path, _ in rows], "TEXT": [caption for _, caption in rows]})
-    pyarrow.parquet.write_table(table, folder / "list.parquet")
-    with open(folder / "list.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("n", "TEXT", "URL"), *((1, caption, path) for path, caption in rows)])
-    objects = [{"URL": path, "TEXT": caption} for path, caption in rows]
-    (folder / "list.json").write_text(json.dumps(objects, indent=1))
-    (folder / "list.jsonl").write_text("\n".join(map(json.dumps, objects)) + "\n")
-    return [folder / f"list.{kind}" for kind in ("parquet", "csv", "json", "jsonl")]
-
-
-@pytest.mark.parametrize("kind", ["parquet", "csv", "json", "jsonl"])
-def test_lists_of_paths_and_urls_with_dead_links(tmp_path: Path, kind: str) -> None:
-    write_folder(tmp_path / "served", range(8))
-    write_folder(tmp_path / "lists" / "local", range(20, 24))
-    with serving(tmp_path / "served") as server:
-        rows: list[tuple[str | None, str | None]] = [(f"{server.url}/{n:03d}.jpg", scene(n)[1]) for n in range(8)]
-        rows += [(f"local/{n:03d}.jpg", scene(n)[1]) for n in range(20, 24)]
-        rows += [
-            (f"{server.url}/gone.jpg", "a picture that is gone"),
-            ("local/none.jpg", "a file that is not there"),
-            ("ftp://example.invalid/x.jpg", "a kind of URL that nobody knows"),
-            (None, "no path at all"),
-            (f"{server.url}/001.jpg", None),
-        ]
-        server.fail("unavailable", "/002.jpg", times=1)
-        list_files(tmp_path / "lists", rows)
-        corpus = PairCorpusConfig(
-            "list", [str(tmp_path / "lists" / f"list.{kind}")], path_field="URL", caption_field="TEXT"
-        )
-        result = run(pair_recipe(tmp_path / "out", corpus, part_rows=3))
-        asked = server.asked("/001.jpg")
-    assert captions_of(tmp_path / "out" / "list") == [scene(n)[1] for n in [*range(8), *range(20, 24)]]
-    assert asked == 1  # not for the row without a caption
-    no_caption = "caption: empty" if kind == "csv" else "caption: missing"
-    assert dropped(result) == {
-        "read: dead link": 1,
-        "read: no such file": 1,
-        "read: neither a path nor a URL of a known kind": 2,
-        no_caption: 1,
-    }
-
-
-def test_a_picture_whose_folder_names_its_class(tmp_path: Path) -> None:
-    for name, seeds in (("golden_retriever", range(3)), ("tabby cat", range(3, 5))):
-        for path in write_folder(tmp_path / "classes" / name, seeds).glob("*.txt"):
-            path.unlink()
-    corpus = PairCorpusConfig("classes", [str(tmp_path / "classes")], caption="folder", template="a photo of a {}")
-    result = run(pair_recipe(tmp_path / "out", corpus))
-    assert captions_of(tmp_path / "out" / "classes") == [
-        *["a photo of a golden retriever"] * 3,
-        *["a photo of a tabby cat"] * 2,
-    ]
-    assert dropped(result) == {}
-
-
-def test_only_what_is_larger_is_written_anew_when_asked_to_resize(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "photos", range(3))
-    turned = scene(7, (400, 300))[0]
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    turned.save(folder / "large.jpg", quality=95, exif=exif)
-    (folder / "large.txt").write_text("a large picture on its side")
-    corpus = PairCorpusConfig("c", [str(folder)], resize=ResizeConfig(shorter_side=100, quality=80))
-    run(pair_recipe(tmp_path / "out", corpus))
-    by_caption = {caption: picture for picture, caption in pairs_of(tmp_path / "out" / "c")}
-    large = Image.open(io.BytesIO(by_caption["a large picture on its side"]))
-    assert large.size == (100, 133) and large.format == "JPEG"
-    assert by_caption[scene(1)[1]] == (folder / "001.jpg").read_bytes()
+# -- the tokenizer -----------------------------------------------------------------------------------------------------
 
 
 def test_a_tokenizer_of_the_users_own_is_taken_over(tmp_path: Path, prepared: tuple[Path, PairPrepareResult]) -> None:
