@@ -134,7 +134,7 @@ class PairPrepareConfig:
     part_bytes: int = 256 << 20
     """Bytes of pictures or tars that one task reads, whole files together. Does not change the output."""
     part_rows: int = 10_000
-    """Rows of a list that one task reads. Does not change the output."""
+    """Rows of a list, or pictures that are files, that one task reads at most. Does not change the output."""
     fetch_threads: int = 16
     """Pictures behind URLs that one task fetches at once. Does not change the output."""
     workers: int = 0

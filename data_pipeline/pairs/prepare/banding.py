@@ -21,7 +21,7 @@ from data_pipeline.kernels import compiled
 from data_pipeline.pairs.prepare.store import HASHES, THUMBS
 
 #: Memory that a task takes for each picture of its range, at most.
-BYTES_PER_PICTURE = 192
+BYTES_PER_PICTURE = 288
 _BITS = 64
 _MOST_TABLES = 500
 #: What sorting a hash costs, in comparisons of two.

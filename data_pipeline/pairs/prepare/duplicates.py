@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.dedup.clusters import cluster, write_outcome
-from data_pipeline.dedup.exact import find_copies, key_ranges, mark_copies
+from data_pipeline.dedup.exact import BYTES_PER_DOCUMENT, find_copies, key_ranges, mark_copies
 from data_pipeline.errors import BadConfig
 from data_pipeline.pairs.prepare.banding import BYTES_PER_PICTURE, find_leaders, find_near, tables
 from data_pipeline.pairs.prepare.reading import Part
@@ -62,7 +62,7 @@ def find_duplicates(runner: Runner, parts: Sequence[Part], config: PairDedupConf
     ]
     copies = [str(folder) for folder in runner.map("mark copies", mark_copies, tasks)]
 
-    ranges = key_ranges(total * BYTES_PER_PICTURE // 96, task_bytes)
+    ranges = key_ranges(total * BYTES_PER_PICTURE // BYTES_PER_DOCUMENT, task_bytes)
     near = {"parts": signatures, "copies": copies, "firsts": firsts, "colour": config.colour}
     tasks = [Task({**near, "low": low, "high": high}) for low, high in ranges]
     leaders = [str(folder) for folder in runner.map("find equal hashes", find_leaders, tasks)]

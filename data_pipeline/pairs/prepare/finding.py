@@ -73,12 +73,12 @@ def find(config: PairPrepareConfig, corpus: PairCorpusConfig) -> Found:
     return found
 
 
-def groups(files: Sequence[PictureFile], part_bytes: int) -> Iterator[list[PictureFile]]:
-    """Neighbouring pictures together, until they make a part."""
+def groups(files: Sequence[PictureFile], part_bytes: int, most: int) -> Iterator[list[PictureFile]]:
+    """Neighbouring pictures together, until they make a part of so many bytes, or of `most` pictures."""
     group: list[PictureFile] = []
     size = 0
     for file in files:
-        if group and size + file.picture.size > part_bytes:
+        if group and (size + file.picture.size > part_bytes or len(group) == most):
             yield group
             group, size = [], 0
         group.append(file)

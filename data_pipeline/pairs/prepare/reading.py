@@ -65,7 +65,7 @@ def _read_corpus(runner: Runner, config: PairPrepareConfig, corpus: PairCorpusCo
                 {"files": [asdict(file) for file in group], **beside, **shared},
                 weight=sum(file.picture.size for file in group),
             )
-            for group in groups(found.pictures, config.part_bytes)
+            for group in groups(found.pictures, config.part_bytes, config.part_rows)
         ]
         folders += runner.map(phase, read_pictures, tasks)
     if found.lonely:
