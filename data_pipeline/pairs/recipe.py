@@ -69,7 +69,8 @@ class PairDedupConfig:
     exact: bool = True
     """Drop pictures whose file has the same bytes as an earlier one's."""
     perceptual: bool = True
-    """Drop pictures that look like an earlier one, after another encoding or in another size."""
+    """Drop pictures that look like an earlier one, after another encoding or in another size. Icons that differ in a
+    detail look alike, too: false for them, or a smaller distance."""
     distance: int = 4
     """Bits in which the 64-bit perceptual hashes (DCT) of two near copies differ, at most."""
     colour: float = 8.0
