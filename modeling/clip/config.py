@@ -102,6 +102,11 @@ class CLIPConfig:
         return max(1, round(self.patches * (1.0 - self.patch_dropout)))
 
     @property
+    def learns_statistics(self) -> bool:
+        """Whether a training step changes the running statistics of batch norm."""
+        return self.vision == "resnet50" and not (self.freeze_batch_norm or self.lock_image)
+
+    @property
     def initial_log_scale(self) -> float:
         return -math.log(self.initial_temperature)
 
@@ -179,6 +184,12 @@ class CLIPConfig:
             raise ModelError(
                 f"parallel.tensor is {layout.tensor}, but a resnet50 runs data-parallel only; set parallel.tensor to 1"
             )
+        # A recipe's `parallel` section is a layout that says more.
+        if self.learns_statistics and getattr(layout, "zero_stage", 0) == 3:
+            raise ModelError(
+                "parallel.zero_stage 3 keeps weights in parts between passes, where what a resnet50's batch norm "
+                "writes to its running statistics would be lost; use stage 2 or less, or model.freeze_batch_norm true"
+            )
         for name in ("vision_heads", "text_heads"):
             size = getattr(self, name)
             if size % layout.tensor:
@@ -189,7 +200,7 @@ class CLIPConfig:
 
     def check_micro_batches(self, count: int) -> None:
         """Raise ModelError where a rank's `count` micro-batches of a step would not be one batch to the model."""
-        if self.vision == "resnet50" and not (self.freeze_batch_norm or self.lock_image) and count > 1:
+        if self.learns_statistics and count > 1:
             raise ModelError(
                 f"a resnet50's batch norm takes its statistics from the whole batch, but {count} micro-batches a rank "
                 "are embedded one by one; set batch.micro_batch_size to a rank's share of batch.global_batch_size, or "

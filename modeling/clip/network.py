@@ -106,7 +106,8 @@ def build(clip: CLIPConfig, execution: Execution) -> list[CLIP]:
             fill(parameter, shards[name], execution.seed)
     for tower, locked in ((chunk.vision, clip.lock_image), (chunk.text, clip.lock_text)):
         if locked:
-            tower.requires_grad_(False)
+            for parameter in tower.requires_grad_(False).parameters():
+                parameter.sequence_parallel = False  # type: ignore[attr-defined]  # no gradient, nothing to sum
     chunk.train()
     if execution.compile:
         # One function for all layers, of both towers; a variant for each of grad or not and each shape.
@@ -118,8 +119,7 @@ def build(clip: CLIPConfig, execution: Execution) -> list[CLIP]:
 
 
 def _check_precision(clip: CLIPConfig, execution: Execution) -> None:
-    learns_statistics = clip.vision == "resnet50" and not (clip.freeze_batch_norm or clip.lock_image)
-    if learns_statistics and execution.precision == "bf16":
+    if clip.learns_statistics and execution.precision == "bf16":
         raise ModelError(
             "training.precision bf16 would round every small update of a resnet50's running statistics away; use fp32, "
             "or model.freeze_batch_norm true"

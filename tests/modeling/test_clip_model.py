@@ -18,6 +18,7 @@ from modeling.layout import Layout
 from modeling.megatron_bridge import on_meta_device, seed_dropout
 from modeling.registry import FAMILIES, family_of_preset
 from tests.modeling.clip_worlds import GELU, RESNET, TINY, build, loss_and_gradients, pairs, perturb
+from training.config import ParallelConfig
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -260,6 +261,9 @@ def test_impossible_layouts_and_executions_are_refused() -> None:
     ):
         with pytest.raises(ModelError, match=message):
             config.check_layout(layout)
+    with pytest.raises(ModelError, match=r"zero_stage 3 keeps weights in parts between passes"):
+        RESNET.check_layout(ParallelConfig(zero_stage=3))
+    replace(RESNET, freeze_batch_norm=True).check_layout(ParallelConfig(zero_stage=3))
     with pytest.raises(ModelError, match=r"set model.dropout to 0, or training.compile to false"):
         build(replace(TINY, dropout=0.1), compile=True)
     with pytest.raises(ModelError, match=r"bf16 would round every small update of a resnet50's running statistics"):

@@ -103,3 +103,9 @@ def test_only_the_blocks_own_norms_and_biases_are_partial(ranks: Ranks) -> None:
         assert ".transformer.layers." in name
         assert "layernorm" in name or name.endswith(("linear_proj.bias", "linear_fc2.bias"))
     assert not any(piece[3] for piece in ranks[0]["vit-plain-False"]["gradients"].values())
+
+
+def test_locked_tower_has_nothing_to_sum(ranks: Ranks) -> None:
+    weights = ranks[0]["locked-plain-True"]["weights"]
+    partial = {name.split(".")[0] for name, piece in weights.items() if piece[3]}
+    assert partial == {"text"}
