@@ -11,7 +11,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from data_pipeline.pairs.tokenizers import BytePairCaptions
+from data_pipeline.pairs.tokenizers import BytePairCaptions, SentencePieceCaptions
+from data_pipeline.recipe import TokenizerConfig
+from data_pipeline.tokenizer_training import train
+from launcher.caption_tokenizer_files import write_caption_tokenizer
 from launcher.cli import main
 from tests.data_pipeline.pair_sets import write_merges, write_pairs
 
@@ -109,3 +112,15 @@ def test_what_weights_decide_and_other_tokenizers_are_refused(
     assert main(["import", "other-tokenizer", *rest]) == 2
     assert "'bert', which cannot be imported; there are GPT-2 and Llama of transf" in capsys.readouterr().err
     assert [p.name for p in (imported / "runs").iterdir()] == ["taken-over"]
+
+
+def test_sentencepiece_model_goes_along_as_it_is_with_how_a_caption_is_framed(tmp_path: Path) -> None:
+    path = tmp_path / "trained.model"
+    path.write_bytes(train(["one two three four five six"] * 20, TokenizerConfig(type="char", vocab_size=280)))
+    tokenizer = SentencePieceCaptions(path)
+    out = tmp_path / "out"
+    out.mkdir()
+    said = write_caption_tokenizer(out, tokenizer, 24)
+    assert [p.name for p in out.iterdir()] == ["tokenizer.model"]
+    assert (out / "tokenizer.model").read_bytes() == path.read_bytes()
+    assert f"a caption is {tokenizer.sot_id}, its ids, {tokenizer.eot_id}, padded with 0 to 24" in said

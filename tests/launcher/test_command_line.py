@@ -93,7 +93,7 @@ MISTAKES = [
     (["generate", ".", "--prompt", "x", "--top_k", "many"], "argument --top_k: invalid int value: 'many'"),
     (["export", ".", "out"], "the following arguments are required: --to"),
     (["export", ".", "out", "--to", "onnx"], "argument --to: invalid choice: 'onnx'"),
-    (["import", "nowhere", "--name", "x"], "nowhere is no model of transformers: config.json: No such file"),
+    (["import", "nowhere", "--name", "x"], "nowhere is no model that can be imported (GPT-2 and Llama of transformers"),
     (["inspect", "nowhere"], "nowhere does not exist"),
 ]
 
