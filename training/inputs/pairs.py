@@ -33,7 +33,10 @@ class PairInputs(Inputs):
         return [*super().locations(), *(task.shards for task in asked.zero_shot), *probes]
 
     def check(self, stream: MixedStream) -> None:
-        """The stream has opened everything that could not fit."""
+        """The stream has opened what is trained on; what is held out is opened here, and its captions are read."""
+        assert isinstance(stream, PairStream)
+        if self._looks():
+            self.validator(stream.caption_tokenizer(), alone=True)
 
     def tokenizer_sha256(self, path: Path) -> str:
         return open_caption_tokenizer(path).sha256
@@ -47,15 +50,17 @@ class PairInputs(Inputs):
 
     def looking(self, engine: Engine, stream: MixedStream, alive: Callable[[], None]) -> Looking | None:
         assert isinstance(stream, PairStream)
-        recipe = self.recipe
-        if not (recipe.data.validation or recipe.evaluation.zero_shot or recipe.evaluation.probe):
+        if not self._looks():
             return None
         return _PairLooking(engine, self.validator(stream.caption_tokenizer()), alive)
 
-    def validator(self, tokenizer: CaptionTokenizer) -> PairValidator:
-        """What looks at held-out pairs; collective over the data-parallel ranks."""
+    def validator(self, tokenizer: CaptionTokenizer, *, alone: bool = False) -> PairValidator:
+        """What looks at held-out pairs; collective over the data-parallel ranks, unless this process is `alone`.
+
+        Raises RecipeError, BadShards and DamagedShard.
+        """
         recipe = self.recipe
-        here = groups.coordinates()
+        here = groups.Coordinates(0, 0, 0, 1) if alone else groups.coordinates()
         return PairValidator(
             recipe.model,
             recipe.data,
@@ -65,9 +70,13 @@ class PairInputs(Inputs):
             micro_batch_size=recipe.batch.micro_batch_size,
             index=here.data,
             count=here.data_size,
-            group=groups.data_group(),
-            device=groups.device(),
+            group=None if alone else groups.data_group(),
+            device=torch.device("cpu") if alone else groups.device(),
         )
+
+    def _looks(self) -> bool:
+        asked = self.recipe.evaluation
+        return bool(self.recipe.data.validation or asked.zero_shot or asked.probe)
 
 
 class _PairLooking(Looking):
