@@ -140,6 +140,15 @@ def _members_of(store: LocalStore | RemoteStore, layout: Layout) -> Members:
     return RemoteMembers(store, layout) if isinstance(store, RemoteStore) else LocalMembers(store, layout)
 
 
+def kind_of(location: str, cache: CacheConfig | None = None) -> str:
+    """What the samples of a shard set are: text, image-text. "text" where that is for `ShardSet` to find wrong."""
+    try:
+        manifest = json.loads(open_store(location, cache or CacheConfig()).manifest())
+    except (OSError, ValueError):
+        return "text"
+    return str(manifest.get("kind", "text")) if isinstance(manifest, dict) else "text"
+
+
 def read_manifest(store: Store, kind: str, known: int) -> tuple[dict[str, Any], str]:
     """The manifest of a shard set of this kind (text, image-text) and format, and its SHA-256. Raises BadShards."""
     path = store.path(MANIFEST)

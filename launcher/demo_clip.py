@@ -11,20 +11,20 @@ import time
 from pathlib import Path
 
 from launcher import cli
-from launcher.digits import write_strips
+from launcher.digits import HELD_OUT_STRIPS, TRAINING_STRIPS, write_strips
 from launcher.run_folder import RunFolder
 from launcher.supervise import closing_words
 
 RUN = Path("runs/demo-clip")
-TRAINING, HELD_OUT = 12_000, 1_000
 STEPS: list[list[str]] = [["prepare", "demo-clip"], ["train", "demo-clip"], ["evaluate", str(RUN)]]
 
 
 def main() -> int:
     """Run the steps; the exit code of the first that fails."""
     begun = time.monotonic()
-    made = write_strips(Path("digits"), training=TRAINING, held_out=HELD_OUT)
-    print(f"{TRAINING:,} strips of three digits in {made.training}, {HELD_OUT:,} of other digits in {made.held_out}")
+    made = write_strips(Path("digits"), training=TRAINING_STRIPS, held_out=HELD_OUT_STRIPS)
+    print(f"{TRAINING_STRIPS:,} strips of three digits in {made.training}")
+    print(f"{HELD_OUT_STRIPS:,} strips of other digits, in other combinations, in {made.held_out}")
     for words in STEPS:
         print(f"\n$ trestle {shlex.join(words)}", flush=True)
         code = cli.main(words)

@@ -3,11 +3,14 @@
 The digits are the 1,797 of scikit-learn (8 x 8 pixels, Alpaydin and Kaynak 1998), a caption is their names: "three
 seven one". A hundred of the thousand combinations occur in held-out strips alone, which are written with digits that no
 training strip has: what is measured on them is composition, not memory.
+
+`python -m launcher.digits FOLDER` writes what `trestle prepare demo-clip` reads from ./digits.
 """
 
 from __future__ import annotations
 
 import itertools
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +23,8 @@ SIZE = 24
 """Height and width of a picture, in pixels: a strip of 8 x 24 in the middle of a square."""
 HELD_OUT_COMBINATIONS = 100
 _HELD_OUT_DIGITS = 0.2
+TRAINING_STRIPS, HELD_OUT_STRIPS = 12_000, 1_000
+"""How many the demo has."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +82,7 @@ def _write(path: Path, strip: NDArray[np.uint8], caption: str) -> None:
     assert written
     path.with_suffix(".png").write_bytes(data.tobytes())
     path.with_suffix(".txt").write_text(caption + "\n")
+
+
+if __name__ == "__main__":
+    print(write_strips(Path(sys.argv[1]), training=TRAINING_STRIPS, held_out=HELD_OUT_STRIPS))

@@ -18,6 +18,8 @@ from launcher.sources import find_file
 from launcher.tables import size, table
 
 if TYPE_CHECKING:
+    from data_pipeline.pairs.reader import PairSet
+    from data_pipeline.shard_reader import ShardSet
     from training.checkpoint.inspect import Summary
 
 PROGRESS_SECONDS = 5.0
@@ -112,10 +114,35 @@ def _headline(summary: Summary) -> str:
 
 def _shards(location: str) -> int:
     from data_pipeline.errors import DamagedShard
-    from data_pipeline.shard_reader import ShardSet
 
+    shards, facts = _opened(location)
+    print(table((shards.name, ""), [*facts.items(), ("tokenizer", shards.tokenizer_sha256[:12])]))
+    try:
+        shards.verify(_Progress(shards.members))
+    except DamagedShard as damage:
+        print(f"health: {damage}")
+        return 1
+    print("health: verified")
+    return 0
+
+
+def _opened(location: str) -> tuple[ShardSet | PairSet, dict[str, object]]:
+    """A shard set of either kind, and what there is to say of it. Raises BadShards."""
+    from data_pipeline.pairs.reader import PairSet
+    from data_pipeline.pairs.shards import KIND
+    from data_pipeline.shard_reader import ShardSet, kind_of
+
+    if kind_of(location) == KIND:
+        pairs = PairSet(location)
+        manifest = pairs.manifest
+        return pairs, {
+            "pairs": pairs.samples,
+            "pictures": size(manifest["picture_bytes"]),
+            "captions": size(manifest["caption_bytes"]),
+            "tars": len(manifest["tars"]),
+        }
     shards = ShardSet(location)
-    facts = {
+    return shards, {
         "documents": shards.manifest["documents"],
         "text": size(shards.bytes),
         "tokens": shards.tokens,
@@ -124,16 +151,7 @@ def _shards(location: str) -> int:
         "sequence length": shards.sequence_length,
         "vocabulary": shards.vocab_size,
         "tars": len(shards.manifest["tars"]),
-        "tokenizer": shards.tokenizer_sha256[:12],
     }
-    print(table((shards.name, ""), list(facts.items())))
-    try:
-        shards.verify(_Progress(shards.members))
-    except DamagedShard as damage:
-        print(f"health: {damage}")
-        return 1
-    print("health: verified")
-    return 0
 
 
 class _Progress:

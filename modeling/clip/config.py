@@ -60,8 +60,8 @@ class CLIPConfig:
     """Similarities are never multiplied by more than this (Radford et al. 2021, section 2.5); null: no bound."""
     initial_bias: float = -10.0
     """Added to scaled similarities at the start, `loss: sigmoid` only (Zhai et al. 2023, section 3.2)."""
-    loss_tile: int = 1024
-    """Rows and columns of the similarity matrix that exist at a time."""
+    loss_tile: int | None = None
+    """Rows and columns of the similarity matrix that exist at a time; null: what suits the device."""
     lock_image: bool = False
     """Leave the image tower as it is (Zhai et al. 2022, LiT): no gradients, no dropout, no weight decay."""
     lock_text: bool = False

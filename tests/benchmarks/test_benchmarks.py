@@ -18,6 +18,7 @@ import pytest
         ("checkpoint_stall", ["stall ÷ blocking save", "all that the loop loses"]),
         ("dedup", ["candidates, theory", "documents per CPU-s", "peak memory"]),
         ("prepare", ["all before the tokenizer", "peak memory of all processes"]),
+        ("clip", ["samples/s", "loss seconds", "toy"]),
         ("contrastive", ["÷ dense", "fp32 against fp64", "memory beyond the features", "open_clip"]),
         ("pictures", ["Pillow", "Trestle's stream, 4 threads besides", "CPU cores"]),
         ("recovery", ["measured here: Trestle, detected", "measured elsewhere: torchrun"]),

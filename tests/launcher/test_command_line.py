@@ -58,7 +58,7 @@ MISTAKES = [
     (["train", "gpt3-13"], "there is no recipe gpt3-13: neither a file nor a shipped name; did you mean gpt3-13b?"),
     (
         ["train", "none.yaml"],
-        "there is no recipe none.yaml: neither a file nor a shipped name; these ship: crawl, demo, gpt3-1.3b",
+        "there is no recipe none.yaml: neither a file nor a shipped name; these ship: clip-rn50, clip-vit-b-16",
     ),
     (["train", "demo", "again"], "'again' is one argument too many"),
     (["train", "demo", "--optimizer.lrr", "1"], "optimizer.lrr does not exist; did you mean optimizer.lr?"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from data_pipeline.batching import BatchSchedule, Duration
+from launcher.digits import write_strips
 from launcher.job import Job, load_job
 from launcher.sources import find_recipe, shipped_names
 
@@ -20,6 +23,14 @@ TABLE_2_1 = {
     "gpt3-175b": (3.2e6, 0.6e-4),
 }
 
+# Radford et al. 2021, tables 18 (beta 2 and epsilon), 19 and 20 (learning rates).
+TABLES_18_TO_20 = {
+    "clip-vit-b-32": (5e-4, 0.98, 1e-6),
+    "clip-vit-b-16": (5e-4, 0.98, 1e-6),
+    "clip-vit-l-14": (4e-4, 0.98, 1e-6),
+    "clip-rn50": (5e-4, 0.999, 1e-8),
+}
+
 
 def job(name: str, *overrides: str) -> Job:
     """The recipe as it would be started: what needs several nodes joins a cluster."""
@@ -30,7 +41,11 @@ def job(name: str, *overrides: str) -> Job:
 
 
 @pytest.mark.parametrize("name", shipped_names())
-def test_shipped_recipe_fits_its_own_cluster_and_is_named_after_its_file(name: str) -> None:
+def test_shipped_recipe_fits_its_own_cluster_and_is_named_after_its_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_strips(Path("digits"), training=1, held_out=1)  # the classes of demo-clip
     read = job(name)
     read.check()
     assert read.recipe.run.name == name
@@ -71,3 +86,13 @@ def test_175b_can_be_interleaved_with_the_ramp_that_its_comment_gives() -> None:
     job("gpt3-175b", *layout, *ramp).check()
     with pytest.raises(ValueError, match=r"batch.ramp's size 16 is not divisible by .* x parallel.pipeline 16"):
         job("gpt3-175b", *layout).check()
+
+
+@pytest.mark.parametrize("name", TABLES_18_TO_20)
+def test_clip_recipe_has_the_papers_hyperparameters(name: str) -> None:
+    recipe = job(name).recipe
+    lr, beta, epsilon = TABLES_18_TO_20[name]
+    assert (recipe.optimizer.lr, recipe.optimizer.betas, recipe.optimizer.eps) == (lr, (0.9, beta), epsilon)
+    assert (recipe.optimizer.weight_decay, recipe.optimizer.warmup, recipe.optimizer.schedule) == (0.2, 2000, "cosine")
+    assert recipe.batch.global_batch_size == 32_768 and recipe.model.initial_temperature == 0.07
+    assert recipe.training.steps == 32 * 400_000_000 // 32_768 and recipe.model.max_scale == 100.0

@@ -21,6 +21,8 @@ from training.config import OptimizerConfig, ParallelConfig
 from training.engine.coupled import coupled_backward, micro_batch_seed
 from training.engine.fragments import Fragment
 
+_ALIGNED = 8  # elements of bf16 in 16 bytes
+
 MicroBatch = dict[str, torch.Tensor]
 Figures = dict[str, torch.Tensor]
 
@@ -238,8 +240,10 @@ def all_reduce_together(tensors: list[torch.Tensor], group: dist.ProcessGroup) -
 
 def parameter_groups(inputs: EngineInputs) -> list[dict[str, Any]]:
     """Matrices with weight decay, everything else without; what is frozen is in no group."""
-    decayed = [p for p, shard in inputs.shards if shard.decay and p.requires_grad]
-    plain = [p for p, shard in inputs.shards if not shard.decay and p.requires_grad]
+    # A group becomes one flat tensor: a scalar before a matrix would leave it off the 16 bytes that fast kernels want.
+    ordered = sorted(inputs.shards, key=lambda one: one[0].numel() % _ALIGNED != 0)
+    decayed = [p for p, shard in ordered if shard.decay and p.requires_grad]
+    plain = [p for p, shard in ordered if not shard.decay and p.requires_grad]
     decay = inputs.optimizer.weight_decay
     both = [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in both if group["params"]]

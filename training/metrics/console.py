@@ -22,7 +22,10 @@ def format_line(figures: Mapping[str, Figure], *, steps: int, checkpoint: int | 
         f"step {step:>{len(str(steps))}}/{steps}",
         f"loss {_number(figures.get('loss'), '.4f')}",
         f"lr {_number(figures.get('learning_rate'), '.2e')}",
-        f"{_scaled(figures.get('tokens_per_second'))} tok/s",
+        # Of a model of pictures and texts nobody counts tokens.
+        f"{_scaled(figures.get('samples_per_second'))} pairs/s"
+        if "logit_scale" in figures
+        else f"{_scaled(figures.get('tokens_per_second'))} tok/s",
         f"mfu {_percent(figures.get('mfu'))}",
         f"eta {'?' if seconds is None else _span((steps - step) * seconds)}",
         f"saved {'none' if checkpoint is None else checkpoint}",
