@@ -31,6 +31,7 @@ BF16 = "--training.precision=bf16"
 NO_DROPOUT = "--model.dropout=0"  # of tensor-parallel ranks each has its own masks
 TEN = ["--batch.global_batch_size=10", "--batch.micro_batch_size=2"]
 NO_MASKS = [NO_DROPOUT, "--model.patch_dropout=0", EARLY]  # those of unequal shares' micro-batches are others
+RESNET50 = ["--model.vision=resnet50", "--model.vision_width=4", "--model.image_size=32", "--model.patch_dropout=0"]
 OTHER_CROPS = ["--data.images.flip=0.1", "--data.images.crop_scale=[0.9, 1.0]"]
 ALLOWED = "--data.allow_change=true"
 
@@ -82,6 +83,8 @@ def runs(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     made.twice("two-bf16", BF16)
     made.twice("zero3", "--parallel.zero_stage=3")
     made.twice("locked", "--model.lock_image=true", "--parallel.zero_stage=2")
+    made.twice("sigmoid", "--model.loss=sigmoid")
+    made.twice("resnet50", *RESNET50, "--batch.micro_batch_size=8")
     made.plan("tensor", NO_DROPOUT, "--parallel.tensor=2", EARLY)
     made.resume_elsewhere("one-resumed", "one-to-two")
     made.launch(2)
@@ -119,7 +122,7 @@ def state(folder: Path) -> dict[tuple[str, str], torch.Tensor]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["one", "two", "two-bf16", "zero3", "locked", "uneven"])
+@pytest.mark.parametrize("name", ["one", "two", "two-bf16", "zero3", "locked", "sigmoid", "resnet50", "uneven"])
 def test_resumed_run_is_bit_equal_to_one_that_never_stopped(runs: Runs, name: str) -> None:
     straight, resumed = runs.base / f"{name}-straight", runs.base / f"{name}-resumed"
     assert sorted(curve(straight)) == list(range(1, STEPS + 1))
