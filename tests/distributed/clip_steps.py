@@ -68,7 +68,6 @@ def train_cases(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
         curve = [step(engine, i, case["micro"]) for i in range(case["steps"])]
         weights = state(engine)
         scale = float(next(p for p, s in engine.inputs.shards if s.name == "log_scale").detach().float().sum())
-        engine.close()
         results.append(
             {
                 "case": case,
@@ -76,6 +75,13 @@ def train_cases(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "grad_norm": [x for _, x in curve],
                 "weights": weights,
                 "log_scale": scale,
+                # ZeRO 3 has views of its own, which come and go.
+                "misaligned": [
+                    shard.name
+                    for p, shard in engine.inputs.shards
+                    if p.numel() >= 8 and case["zero_stage"] < 3 and p.data_ptr() % 16
+                ],
             }
         )
+        engine.close()
     return results
