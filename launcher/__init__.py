@@ -2,8 +2,9 @@
 
 Open
 - `cli` for the list of commands, and how an exception becomes one line and an exit code;
-- `prepare`, `train`, `resume`, `generate`, `export`, `import_model`, `inspect` for one command
-  each: its arguments, its help, what it does;
+- `prepare`, `train`, `resume`, `generate`, `evaluate` (`evaluate_pairs`), `export`, `import_model`, `inspect` for one
+  command each: its arguments, its help, what it does;
+- `demo` and `demo_clip` for the demos, `digits` for the pictures of the second;
 - `sources` for where a recipe comes from (a path, a shipped name), `job` for a recipe with its cluster;
 - `run_folder` for what lies in a run's folder and who may write there;
 - `supervise` for what is checked before ranks start, for starting them, and for the closing words;

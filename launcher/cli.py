@@ -24,11 +24,11 @@ class Command(Protocol):
 
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "prepare": ("launcher.prepare", "raw text -> tokenizer and shards"),
+    "prepare": ("launcher.prepare", "raw text, or pictures with captions -> tokenizer and shards"),
     "train": ("launcher.train", "start a run from a recipe"),
     "resume": ("launcher.resume", "continue a run, on another layout if need be"),
     "generate": ("launcher.generate", "continue a text with a run's model"),
-    "evaluate": ("launcher.evaluate", "validation loss, perplexity and bits per byte, beside a baseline"),
+    "evaluate": ("launcher.evaluate", "held-out loss beside a baseline; of a CLIP retrieval, zero-shot, probes"),
     "export": ("launcher.export", "a run's model as a folder that transformers loads"),
     "import": ("launcher.import_model", "a run that continues a Hugging Face model"),
     "inspect": ("launcher.inspect", "what is in a run, a checkpoint, a shard set or a mix"),

@@ -3,8 +3,11 @@ nodes.
 
 Open
 - `worker` for a rank from start to exit code, `process` for what it takes from its environment;
-- `trainer` for the loop, `position` for what it counts, `batches` for its data, `validation` and `samples` for looking;
-- `engine/` for one optimizer step on any layout: the plain fp32 reference, and DeepSpeed ZeRO;
+- `trainer` for the loop, `position` for what it counts, `batches` for its data;
+- `inputs/` for what differs between text and image-text pairs: stream, micro-batches, looks. `validation` and `samples`
+  look at text, `pair_validation` and `evaluation/` at pairs: held-out loss, retrieval, zero-shot, probes, pictures;
+- `engine/` for one optimizer step on any layout: the plain fp32 reference, and DeepSpeed ZeRO; `engine/coupled` is the
+  gradient cache of contrastive losses;
 - `saving` for what a checkpoint holds and which one a run continues from, `checkpoint/` for how it is stored;
 - `recipe` for the typed recipe and its refusals (`config` has the sections of this room, `sections` and `overrides`
   parse);

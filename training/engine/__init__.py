@@ -2,7 +2,7 @@
 holds.
 
 `base` has what all engines share: running the pipeline schedule and completing gradients that layouts split;
-`reference` is the plain
+`coupled` is the gradient cache for losses that couple a batch, `reference` the plain
 fp32 engine, `zero` the one over DeepSpeed, `deepspeed_bridge` everything that reaches into DeepSpeed, `fragments` what
 a rank holds.
 """
