@@ -29,7 +29,7 @@ data:
 batch: {{global_batch_size: 16, micro_batch_size: 4}}
 optimizer: {{lr: 2.0e-3, warmup: 3}}
 parallel: {{zero_stage: 1}}
-training: {{steps: 10, precision: fp32, log_every: 1}}
+training: {{steps: 8, precision: fp32, log_every: 1}}
 checkpoint: {{every: 5, keep: 5}}
 evaluation: {{pictures: false}}
 """
