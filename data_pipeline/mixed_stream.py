@@ -48,6 +48,8 @@ class MixedStream(ABC, Generic[S]):
         self._described = {**describe(config, sets, sequence_length), **self._described_besides()}
         self.corpora = [shard_set.name for shard_set in sets]
         self.weights = {entry["name"]: entry["weight"] for entry in self._described["mix"]}
+        self.samples = sum(shard_set.samples for shard_set in sets)
+        """Samples in all corpora of the mix."""
         self.sequence_length = sequence_length
         self.vocab_size: int
         """Of the shards' tokenizer."""

@@ -18,6 +18,7 @@ SECTIONS = (
     "parallel",
     "training",
     "checkpoint",
+    "evaluation",
     "cluster",
     "prepare",
 )

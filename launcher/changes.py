@@ -19,6 +19,7 @@ ALLOWED = {
     "optimizer.warmup": "its warm-up",
     "optimizer.decay": "its end",
     "optimizer.min_lr_ratio": "its floor",
+    "evaluation": "what is measured of a model of pictures and texts",
     "checkpoint": "when checkpoints are written and which are kept",
 }
 """Key or section -> what it is, for the help."""

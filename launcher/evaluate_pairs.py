@@ -11,6 +11,7 @@ from launcher.errors import EnvironmentFailure, UserError
 from launcher.one_process import caption_tokenizer_of, load_model, one_process, verified_checkpoint
 from launcher.run_folder import RunFolder
 from launcher.tables import table
+from modeling.registry import family
 from training.inputs.pairs import PairInputs
 from training.pair_validation import PairValidation
 from training.recipe import Recipe
@@ -35,7 +36,7 @@ _SHOWN = {
 def evaluate_pairs(folder: RunFolder, recipe: Recipe, step: int | None, samples: int | None) -> int:
     """Figures to the console, pictures to RUN/evaluation/step-N. Raises UserError, RecipeError, EnvironmentFailure."""
     asked = recipe.evaluation
-    if not (recipe.data.validation or asked.zero_shot or asked.probe):
+    if not recipe.looks:
         raise UserError(
             f"{folder.path} has nothing to be evaluated on: name shards in data.validation of its recipe.yaml, or with "
             "--evaluation.zero_shot"
@@ -49,12 +50,15 @@ def evaluate_pairs(folder: RunFolder, recipe: Recipe, step: int | None, samples:
         recipe.model.vocab_size = tokenizer.vocab_size
     with one_process():
         model = load_model(recipe, checkpoint)
+        names = [shard.name for shard in family(recipe.model.family).implementation.describe(model).values()]
+        scalars = [n for n in family(recipe.model.family).implementation.shared_parameters if n in names]
 
-        def outputs(images: torch.Tensor | None, tokens: torch.Tensor | None) -> Any:
+        def embed(images: torch.Tensor | None, tokens: torch.Tensor | None) -> Any:
             with torch.no_grad():
-                return model(images, tokens)
+                return model(images, tokens)[:2]
 
-        found = PairInputs(recipe).validator(tokenizer).run(outputs, draw=True)
+        shared = [checkpoint.tensor(name).reshape(()) for name in scalars]
+        found = PairInputs(recipe).validator(tokenizer).run(embed, shared, draw=True)
     print(f"{folder.path}, step {checkpoint.step}")
     print(_table(found))
     _write_pictures(folder, checkpoint.step, found)

@@ -35,7 +35,7 @@ def parser() -> Parser:
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     folder = RunFolder.existing(arguments.run)
     job = load_job(folder.path, [f"--{changes.PERMISSION}=false", *overrides])
-    if any(override.startswith(("--data.", "--data=")) for override in overrides):
+    if any(override.startswith(("--data.", "--data=", "--evaluation.", "--evaluation=")) for override in overrides):
         anchor_shards(job.recipe)
     found = changes.changes(load_job(folder.path).document(), job.document())
     if arguments.print_config:

@@ -36,6 +36,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(job.explained(), end="")
         return 0
     job.check()
+    job.recipe.model.check_fresh()
     stream = check_shards(job.recipe, arguments.recipe if job.can_prepare else None)
     folder = RunFolder(Path(job.recipe.run.directory) / job.recipe.run.name)
     anchor_shards(job.recipe)

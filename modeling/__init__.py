@@ -6,7 +6,8 @@ Open
   place), `objective` (batch → loss), `flops`, `presets` (GPT-3's eight models and a Llama-like one), `huggingface`
   (weights to and from transformers), `generation` (sampling with a key-value cache);
 - `clip/` for the two towers of CLIP: `config`, `network` (`vision`, `text`, `blocks`, a ResNet-50), `objective`
-  (features, and the loss over a whole batch of them), `flops`, `presets`, weights to and from transformers and open_clip;
+  (features, and the loss over a whole batch of them), `flops`, `presets`, weights to and from transformers and
+  open_clip;
 - `contrastive/` for InfoNCE, NT-Xent and SigLIP's loss over the pairs of all ranks, in tiles; `coupling` for what a
   family offers whose loss couples a batch;
 - `layout` for the parallel axes and their checks, `groups` for the process groups and this rank's coordinates,

@@ -38,6 +38,9 @@ class Implementation(Protocol):
         Of families whose loss is a mean over samples.
         """
 
+    shared_parameters: tuple[str, ...]
+    """Names of the scalar parameters that `Embedded.shared` are, in its order. Of families that couple a batch."""
+
     def embed(self, batch: dict[str, torch.Tensor], model: Any) -> Embedded:
         """One micro-batch through the model. Of families that couple a batch."""
 
@@ -113,6 +116,8 @@ class Family:
     """What its batches are made of: packed tokens, or pictures with captions."""
     conversions: Mapping[str, str] = field(default_factory=dict)
     """Formats of other libraries by the name that `trestle export --to` knows, and the module that converts each."""
+    flops_formula: str = "6 N + 12 h x attended positions"
+    """What `flops_per_token` counts, for people."""
     couples_batch: bool = False
     """Whether a sample's loss depends on the other samples of the global batch: then the implementation has `embed` and
     `couple` in place of `forward_step`.
@@ -148,6 +153,7 @@ FAMILIES: dict[str, Family] = {
         module="modeling.clip.network",
         conversions={"huggingface": "modeling.clip.huggingface", "openclip": "modeling.clip.openclip"},
         reads="pairs",
+        flops_formula="products of both towers, forward and backward, of a pair / tokens of a caption",
         couples_batch=True,
     ),
 }

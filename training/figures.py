@@ -90,7 +90,7 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def flops_note(flops_per_token: float, peak: float | None, world_size: int, parameters: int) -> str:
+def flops_note(formula: str, flops_per_token: float, peak: float | None, world_size: int, parameters: int) -> str:
     """How MFU comes about, for TensorBoard."""
     shown = (
         "unknown: its name is in no data sheet that Trestle has"
@@ -99,7 +99,7 @@ def flops_note(flops_per_token: float, peak: float | None, world_size: int, para
     )
     return (
         f"mfu = flops_per_token x tokens_per_second / (ranks x peak)\n\n"
-        f"- flops_per_token = 6 N + 12 h x attended positions = {flops_per_token:.4g} (N = {parameters:,})\n"
+        f"- flops_per_token = {formula} = {flops_per_token:.4g} (N = {parameters:,})\n"
         f"- ranks = {world_size}\n- device {device_name()}, peak {shown}\n"
     )
 

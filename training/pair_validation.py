@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,11 @@ from data_pipeline.pairs.tokenizers import CaptionTokenizer
 from data_pipeline.pairs.validation import PairValidationSet
 from training.errors import RecipeError
 from training.evaluation.config import EvaluationConfig
-from training.evaluation.encode import Encoded, Team
+from training.evaluation.encode import Embed, Encoded, Team
+from training.evaluation.retrieval import distinct
 from training.evaluation.suite import Suite
 
-Outputs = Callable[[torch.Tensor | None, torch.Tensor | None], tuple[Any, ...]]
-"""(pictures or None, tokens or None) → (image features, text features, log scale, bias), without gradients."""
-Loss = Callable[[torch.Tensor, torch.Tensor, list[torch.Tensor], Any, dist.ProcessGroup | None], Any]
+Loss = Callable[[torch.Tensor, torch.Tensor, Sequence[torch.Tensor], Any, dist.ProcessGroup | None], Any]
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class PairValidation:
     """What a look at held-out pairs found."""
 
     loss: float
-    """Nats; the mean over the held-out sets by their sizes, each as one batch. Without any, minus the first zero-shot
-    task's accuracy: lower is better.
+    """Nats; the mean over the held-out sets by their sizes, each as one batch of one picture for each caption: a
+    caption that comes again would be a wrong answer. Without any set, minus the first score: lower is better.
     """
     figures: dict[str, float]
     pictures: list[tuple[str, np.ndarray]]
@@ -79,32 +78,38 @@ class PairValidator:
         shape = {"image_size": self._model.image_size, "context_length": self._model.context_length}
         return PairValidationSet([ShardSource(location)], data.cache, workers=data.images.workers, **shape)
 
-    def run(self, outputs: Outputs, *, draw: bool, alive: Callable[[], None] = lambda: None) -> PairValidation:
-        """Collective: every rank calls it, every rank gets the figures; pictures are made where `draw`."""
+    def run(
+        self,
+        embed: Embed,
+        shared: Sequence[torch.Tensor],
+        *,
+        draw: bool,
+        alive: Callable[[], None] = lambda: None,
+    ) -> PairValidation:
+        """Collective: every rank calls it, every rank gets the figures; pictures are made where `draw`.
 
-        def embed(images: torch.Tensor | None, tokens: torch.Tensor | None) -> Any:
-            return outputs(images, tokens)[:2]
-
+        shared: the logarithm of the scale, and of a sigmoid loss the bias.
+        """
         found = self._suite.run(embed, draw=draw, alive=alive)
         total = pairs = 0.0
         losses: dict[str, float] = {}
         for location, held_out in self._sets.items():
             encoded = found.encoded[location]
-            loss = self._held_out_loss(encoded, outputs)
+            loss = self._held_out_loss(encoded, shared)
             losses[f"validation_loss/{held_out.names[0]}"] = loss
-            total, pairs = total + loss * len(encoded.captions), pairs + len(encoded.captions)
+            total, pairs = total + loss * len(encoded.texts), pairs + len(encoded.texts)
         if pairs:
             losses = {"validation_loss": total / pairs, **losses}
         overall = losses["validation_loss"] if pairs else -_first_score(found.figures)
         return PairValidation(overall, losses | found.figures, found.pictures)
 
-    def _held_out_loss(self, encoded: Encoded, outputs: Outputs) -> float:
-        """The loss of all the pairs as one batch, each rank computing its part."""
-        mine = self._team.slice_of(len(encoded.captions))
-        image = encoded.images[mine].to(self._team.device)
-        text = encoded.text_features[encoded.text_of[mine]].to(self._team.device)
-        _, _, *shared = outputs(None, None)
-        known = [scalar for scalar in shared if scalar is not None]
+    def _held_out_loss(self, encoded: Encoded, shared: Sequence[torch.Tensor]) -> float:
+        """The loss of the first picture of each caption as one batch, each rank computing its part."""
+        first, _ = distinct(encoded.captions)
+        mine = self._team.slice_of(len(first))
+        image = encoded.images[first[mine]].to(self._team.device)
+        text = encoded.text_features[mine].to(self._team.device)
+        known = [scalar.to(self._team.device) for scalar in shared]
         return float(self._loss(image, text, known, self._model, self._team.group))
 
 

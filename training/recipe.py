@@ -49,6 +49,11 @@ class Recipe:
     checkpoint: CheckpointConfig
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
+    @property
+    def looks(self) -> bool:
+        """Whether there is anything to look at between steps."""
+        return bool(self.data.validation or self.evaluation.zero_shot or self.evaluation.probe)
+
 
 def load_recipe(source: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file or in a run's folder, with overrides such as `["--optimizer.lr", "3e-4"]`.
@@ -185,7 +190,7 @@ def check(recipe: Recipe, world_size: int) -> None:
         else:
             _check_batch(recipe, size, data_parallel)
     schedule_of(recipe)
-    if recipe.training.validate_every and not recipe.data.validation:
+    if recipe.training.validate_every and not recipe.looks:
         raise RecipeError(
             f"training.validate_every is {recipe.training.validate_every}, but data.validation names no held-out "
             "shards; name some, or set validate_every to 0"
@@ -215,6 +220,8 @@ def _check_coupled_batch(recipe: Recipe, size: int, data_parallel: int) -> None:
     """The loss is over the whole batch, however unevenly it lies; but collectives in backward want equal numbers."""
     micro, stage = recipe.batch.micro_batch_size, recipe.parallel.zero_stage
     key = "batch.global_batch_size" if size == recipe.batch.global_batch_size else "batch.ramp's size"
+    if size < 2:
+        raise RecipeError(f"{key} is {size}: a pair is told from the others of its batch, so that it takes at least 2")
     if size < data_parallel:
         raise RecipeError(f"{key} {size} leaves some of the {data_parallel} data-parallel ranks without a sample")
     shares = {size * (i + 1) // data_parallel - size * i // data_parallel for i in range(data_parallel)}

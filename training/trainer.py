@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data_pipeline.batching import BatchSchedule, Duration
 from data_pipeline.mixed_stream import MixedStream
 from modeling import groups, megatron_bridge
@@ -254,7 +256,7 @@ class Trainer:
                 self.stream,
                 self.batch_schedule,
                 self.recipe.batch.micro_batch_size,
-                self.engine.device,
+                torch.device("cpu") if self.parts.inputs.on_host else self.engine.device,
                 samples=self.position.samples,
                 index=here.data,
                 count=here.data_size,
@@ -315,5 +317,6 @@ class Trainer:
         family, model, world = self.parts.family, self.recipe.model, self.parts.world_size
         peak = peak_flops(device_name())
         self.recorder.text(self.position.step, "recipe", f"```yaml\n{to_yaml(self.recipe)}\n```")
-        note = flops_note(family.flops_per_token(model), peak, world, family.parameter_count(model))
+        flops, parameters = family.flops_per_token(model), family.parameter_count(model)
+        note = flops_note(family.flops_formula, flops, peak, world, parameters)
         self.recorder.text(self.position.step, "mfu", note)

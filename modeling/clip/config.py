@@ -198,13 +198,22 @@ class CLIPConfig:
                     f"{_near(size, layout.tensor)} would fit"
                 )
 
+    def check_fresh(self) -> None:
+        """Raise ModelError for what makes sense with imported weights alone, where training begins with random ones."""
+        for name in ("lock_image", "lock_text", "freeze_batch_norm"):
+            if getattr(self, name):
+                raise ModelError(
+                    f"model.{name} keeps what is there as it is, and a new run begins with random weights; make the "
+                    "run from a trained model with `trestle import`, or set it to false"
+                )
+
     def check_micro_batches(self, count: int) -> None:
         """Raise ModelError where a rank's `count` micro-batches of a step would not be one batch to the model."""
         if self.learns_statistics and count > 1:
             raise ModelError(
                 f"a resnet50's batch norm takes its statistics from the whole batch, but {count} micro-batches a rank "
                 "are embedded one by one; set batch.micro_batch_size to a rank's share of batch.global_batch_size, or "
-                "model.freeze_batch_norm to true"
+                "model.freeze_batch_norm to true, with imported weights"
             )
 
 

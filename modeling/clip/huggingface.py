@@ -164,6 +164,13 @@ def other_files(config: CLIPConfig) -> dict[str, dict[str, Any]]:
     }
 
 
+def left_out(config: CLIPConfig) -> str | None:
+    """What a model of ours has and CLIPModel has no place for, in words; None: nothing."""
+    if config.loss != "sigmoid":
+        return None
+    return "the bias that the sigmoid loss has learned, which CLIPModel has no place for; --to openclip keeps it"
+
+
 def from_hf_config(theirs: Mapping[str, Any]) -> CLIPConfig:
     """Our config from the contents of a config.json; a key that is left out has transformers' default.
 

@@ -23,7 +23,10 @@ from modeling.errors import ModelError
 from modeling.execution import Execution
 from modeling.sharding import Shard, fill
 
-__all__ = ["CLIP", "build", "couple", "describe", "embed", "held_out_loss"]
+__all__ = ["CLIP", "build", "couple", "describe", "embed", "held_out_loss", "shared_parameters"]
+
+shared_parameters = ("log_scale", "logit_bias")
+"""The scalars behind `Embedded.shared`; the second exists where the loss has a bias."""
 
 
 class CLIP(torch.nn.Module):

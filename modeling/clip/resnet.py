@@ -145,8 +145,11 @@ class BatchNorm(torch.nn.Module):
         group = groups.data_group()
         with torch.no_grad():
             count, mean, var = _statistics(x, group)
-            self.running_mean.lerp_(mean, MOMENTUM)
-            self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), MOMENTUM)
+            # Of a batch that is not finite the step is skipped: it must not stay in the running statistics either.
+            momentum = MOMENTUM * torch.isfinite(mean.sum() + var.sum()).to(x.dtype)
+            unbiased = var * (count / (count - 1).clamp(min=1))
+            self.running_mean.lerp_(mean.nan_to_num(0.0, 0.0, 0.0), momentum)
+            self.running_var.lerp_(unbiased.nan_to_num(0.0, 0.0, 0.0), momentum)
         y: Tensor = _Normalise.apply(x, self.weight, self.bias, count, mean, var, self.epsilon, group)
         return y
 

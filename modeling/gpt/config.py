@@ -105,6 +105,9 @@ class GPTConfig:
         if not 0.0 <= self.dropout < 1.0:
             raise ModelError(f"model.dropout is {self.dropout}; it must be in [0, 1)")
 
+    def check_fresh(self) -> None:
+        """Nothing of a decoder needs weights to begin with."""
+
     def check_layout(self, layout: Layout) -> None:
         """Raise ModelError for a layout that this model cannot be divided by."""
         tensor, stages = layout.tensor, layout.pipeline * layout.virtual_pipeline

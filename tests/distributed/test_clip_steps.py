@@ -89,7 +89,7 @@ def test_every_layout_and_stage_trains_as_one_rank_does(world: int, wanted: dict
         # Micro-batches of other sizes round otherwise, which Adam's first steps, of the gradients' signs, enlarge.
         assert found["loss"][0] == pytest.approx(exact["loss"][0], rel=1e-5)
         assert found["grad_norm"][0] == pytest.approx(exact["grad_norm"][0], rel=5e-3)
-        assert found["loss"] == pytest.approx(exact["loss"], rel=5e-3)
+        assert found["loss"] == pytest.approx(exact["loss"], rel=1e-2)
         assert found["grad_norm"] == pytest.approx(exact["grad_norm"], rel=5e-2)
         whole = [sum(squares for _, squares in one["weights"].values()) for one in (found, exact)]
         assert whole[0] == pytest.approx(whole[1], rel=1e-4)

@@ -21,12 +21,13 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def sizes_of(world: int) -> list[list[list[int]]]:
-    """Micro-batch sizes of each rank: one, two and four micro-batches, even and uneven ranks."""
+    """Micro-batch sizes of each rank: one, two and four micro-batches, even and uneven ranks, other numbers of them."""
     return [
         [[5]] * (world - 1) + [[4]],
         [[3, 3]] * world,
         [[2, 2]] * (world - 1) + [[2, 1]],
         [[1, 2, 1, 1]] + [[1, 1, 1, 1]] * (world - 1),
+        [[2, 1, 1]] + [[3]] * (world - 1),
     ]
 
 
@@ -58,7 +59,7 @@ def test_every_gradient_is_that_of_the_whole_batch(world: int) -> None:
     for one in found:
         tolerance = TOLERANCE[one["case"]["dtype"]]
         assert one["worst"][1] <= tolerance, one
-        assert one["scale"] <= tolerance and one["loss"] <= 10 * tolerance, one
+        assert one["scale"] <= tolerance and one["loss"] <= tolerance, one
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])

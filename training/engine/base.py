@@ -58,6 +58,7 @@ class Engine(ABC):
         self.family = inputs.family
         self.chunks = inputs.chunks
         self.shard_of = {id(parameter): shard for parameter, shard in inputs.shards}
+        self._single_numbers: dict[str, torch.Tensor] | None = None
         self._bounded = [(parameter, shard) for parameter, shard in inputs.shards if shard.maximum is not None]
         self.coordinates = groups.coordinates()
         self.device = groups.device()
@@ -82,6 +83,29 @@ class Engine(ABC):
         with torch.no_grad():
             return self._run(micro_batches, forward_only=True)
 
+    def shared_scalars(self) -> list[torch.Tensor]:
+        """The family's shared scalars as the optimizer keeps them: a bf16 weight is off by up to 1 in 256, a loss that
+        multiplies by it need not be. Collective over the data-parallel ranks, but at stage 0.
+        """
+        names = self.family.implementation.shared_parameters
+        own = {shard.name: parameter for parameter, shard in self.inputs.shards if shard.name in names}
+        if self.inputs.parallel.zero_stage == 0:
+            return [own[name].detach().reshape(()).clone() for name in names if name in own]
+        values = torch.zeros(len(names), dtype=torch.float32, device=self.device)
+        masters = self._masters()
+        for place, name in enumerate(names):
+            if name in masters:
+                values[place] = masters[name].to(self.device)
+        dist.all_reduce(values, group=groups.data_group())
+        return [value for name, value in zip(names, values, strict=True) if name in own]
+
+    def _masters(self) -> dict[str, torch.Tensor]:
+        """This rank's masters of single numbers, `[1]` each, by global name: views of the optimizer's own storage."""
+        if self._single_numbers is None:
+            found = {f.shard.name: f.weight for f in self.fragments() if f.shard.numel == 1 and f.weight.numel()}
+            self._single_numbers = found
+        return self._single_numbers
+
     def outputs(self, *arguments: Any) -> Any:
         """What the model gives for `arguments`, without gradients or dropout. Of models that are not in stages."""
         self._set_training(False)
@@ -91,15 +115,28 @@ class Engine(ABC):
 
     def _coupled(self, micro_batches: Sequence[MicroBatch]) -> list[Figures]:
         (model,) = self.callables()
-        here = self.coordinates
+        here, group = self.coordinates, groups.data_group()
+        before = 0
+        if self.dropout_seed is not None:
+            counts = torch.zeros(here.data_size, dtype=torch.int64, device=self.device)
+            counts[here.data] = len(micro_batches)
+            dist.all_reduce(counts, group=group)
+            before = int(counts[: here.data].sum())
 
         def seed(number: int) -> None:
             if self.dropout_seed is not None:
-                overall = here.data * len(micro_batches) + number
-                megatron_bridge.seed_dropout(micro_batch_seed(self.dropout_seed, overall), here.tensor)
+                megatron_bridge.seed_dropout(micro_batch_seed(self.dropout_seed, before + number), here.tensor)
 
-        group = groups.data_group()
-        return coupled_backward(self.family, self.inputs.model_config, model, micro_batches, group, before=seed)
+        return coupled_backward(
+            self.family,
+            self.inputs.model_config,
+            model,
+            micro_batches,
+            group,
+            shared=self.shared_scalars(),
+            device=self.device,
+            before=seed,
+        )
 
     def _run(self, micro_batches: Sequence[MicroBatch], *, forward_only: bool) -> list[Figures]:
         models = self.callables()
@@ -172,10 +209,10 @@ class Engine(ABC):
         if not self._bounded:
             return
         with torch.no_grad():
-            for fragment in self.fragments():
-                if fragment.shard.maximum is not None:
-                    fragment.weight.clamp_(max=fragment.shard.maximum)
+            masters = self._masters()
             for parameter, shard in self._bounded:
+                if shard.name in masters:
+                    masters[shard.name].clamp_(max=shard.maximum)
                 # Rounding is monotonic, so that this is the rounded master.
                 parameter.clamp_(max=shard.maximum)
                 partition = getattr(parameter, "ds_tensor", None)  # ZeRO 3 also keeps this rank's part of it

@@ -32,6 +32,8 @@ def coupled_backward(
     micro_batches: Sequence[MicroBatch],
     group: dist.ProcessGroup | None,
     *,
+    shared: Sequence[torch.Tensor] | None = None,
+    device: torch.device | None = None,
     before: Callable[[int], None] = lambda number: None,
 ) -> list[Figures]:
     """Accumulate the gradient of the family's loss over the global batch; the figures of each micro-batch.
@@ -40,14 +42,16 @@ def coupled_backward(
     mean over `group` is the true one, as engines reduce them: features' gradients are multiplied by the group's size;
     the shared parameters' (the scale's) are complete on every rank already, and are not.
 
+    shared: the shared scalars more exactly than the model gives them, for the loss.
+    device: where micro-batches are taken to, one at a time, each time that they are embedded; None: they are there.
     before: called with a micro-batch's number before it is embedded: where its random state may be set.
     """
     implementation = family.implementation
     size = 1 if group is None else dist.get_world_size(group)
     if len(micro_batches) == 1:
         before(0)
-        embedded = implementation.embed(micro_batches[0], model)
-        coupling = implementation.couple([embedded.detached()], config, group)
+        embedded = implementation.embed(_on(device, micro_batches[0]), model)
+        coupling = implementation.couple([_known(embedded, shared)], config, group)
         _feed_back(embedded, coupling.gradients[0], coupling.shared, size, parts=1)
         return coupling.figures
     states, features = [], []
@@ -55,16 +59,26 @@ def coupled_backward(
         for number, micro_batch in enumerate(micro_batches):
             before(number)
             states.append(megatron_bridge.random_state())
-            features.append(implementation.embed(micro_batch, model).detached())
+            features.append(_known(implementation.embed(_on(device, micro_batch), model), shared))
     coupling = implementation.couple(features, config, group)
     del features
     after = megatron_bridge.random_state()
     for number, micro_batch in enumerate(micro_batches):
         megatron_bridge.set_random_state(states[number])
-        embedded = implementation.embed(micro_batch, model)
+        embedded = implementation.embed(_on(device, micro_batch), model)
         _feed_back(embedded, coupling.gradients[number], coupling.shared, size, parts=len(micro_batches))
     megatron_bridge.set_random_state(after)
     return coupling.figures
+
+
+def _on(device: torch.device | None, micro_batch: MicroBatch) -> MicroBatch:
+    return micro_batch if device is None else {key: value.to(device) for key, value in micro_batch.items()}
+
+
+def _known(embedded: Embedded, shared: Sequence[torch.Tensor] | None) -> Embedded:
+    """What the loss is computed from, without a graph."""
+    plain = embedded.detached()
+    return plain if shared is None else Embedded(plain.features, tuple(shared))
 
 
 def _feed_back(

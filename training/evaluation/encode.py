@@ -54,6 +54,9 @@ class Tokenizer(Protocol):
     def encode(self, captions: Sequence[str], context_length: int) -> NDArray[np.int64]: ...
 
 
+_DECODED_AT_ONCE = 64
+
+
 @dataclass(frozen=True)
 class Team:
     """The data-parallel ranks that encode together. `group` None: this process is alone."""
@@ -142,6 +145,15 @@ def read_captions(pairs: Pairs, positions: NDArray[np.int64], team: Team) -> lis
         text for start, size in _runs(positions[team.slice_of(len(positions))]) for text in pairs.captions(start, size)
     ]
     return team.gather_texts(mine)
+
+
+def check_pictures(pairs: Pairs, positions: NDArray[np.int64], team: Team) -> None:
+    """Decode this rank's part of the pictures at `positions` once: one that cannot be is told before a run has trained
+    for hours, and not when it is first looked at. Raises what `pairs` raises.
+    """
+    for start, size in _runs(positions[team.slice_of(len(positions))]):
+        for low in range(start, start + size, _DECODED_AT_ONCE):
+            pairs.batch(low, min(_DECODED_AT_ONCE, start + size - low))
 
 
 def encode_pictures(

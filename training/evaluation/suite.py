@@ -19,6 +19,7 @@ from training.evaluation.encode import (
     Pairs,
     Team,
     Tokenizer,
+    check_pictures,
     chosen,
     encode_pairs,
     encode_texts,
@@ -73,7 +74,9 @@ class Suite:
             self._read(location)
         for name, location in self._validation.items() if config.retrieval else ():
             _refuse_one_caption(name, self._captions[location])
-        self._labels = [self._zero_shot_labels(task) for task in config.zero_shot]
+        # Read once: labels are numbers of these, and a file may change while a run goes on.
+        self._classes = [class_names(task) for task in config.zero_shot]
+        self._labels = [self._zero_shot_labels(*one) for one in zip(config.zero_shot, self._classes, strict=True)]
         self._probe_labels = [self._labels_of_probe(task) for task in config.probe]
 
     def __bool__(self) -> bool:
@@ -104,8 +107,8 @@ class Suite:
         for name, location in self._validation.items() if self._config.retrieval else ():
             self._retrieval(name, encoded[location], self._pairs[location], found, draw)
             alive()
-        for task, labels in zip(self._config.zero_shot, self._labels, strict=True):
-            self._zero_shot(task, labels, encoded[task.shards], embed, found, draw, alive)
+        for task, classes, labels in zip(self._config.zero_shot, self._classes, self._labels, strict=True):
+            self._zero_shot(task, classes, labels, encoded[task.shards], embed, found, draw, alive)
         for one, (labels, truth) in zip(self._config.probe, self._probe_labels, strict=True):
             self._probe(one, labels, truth, encoded, found, alive)
         return found
@@ -136,6 +139,7 @@ class Suite:
     def _zero_shot(
         self,
         task: ZeroShotTask,
+        classes: list[str],
         labels: torch.Tensor,
         encoded: Encoded,
         embed: Embed,
@@ -143,7 +147,7 @@ class Suite:
         draw: bool,
         alive: Callable[[], None],
     ) -> None:
-        name, classes = name_of(task), class_names(task)
+        name = name_of(task)
         texts = prompts(classes, task.templates)
         features = encode_texts(texts, self._tokenizer, self._context, embed, self._team, self._micro, alive)
         device, weights = self._team.device, class_weights(features, len(classes))
@@ -190,10 +194,11 @@ class Suite:
             raise RecipeError(f"{location} has no pairs to evaluate on")
         positions = chosen(len(pairs), self._config.samples)
         self._captions[location] = read_captions(pairs, positions, self._team)
+        check_pictures(pairs, positions, self._team)
 
-    def _zero_shot_labels(self, task: ZeroShotTask) -> torch.Tensor:
+    def _zero_shot_labels(self, task: ZeroShotTask, classes: list[str]) -> torch.Tensor:
         what = f"evaluation.zero_shot {name_of(task)}"
-        return labels_of(self._captions[task.shards], class_names(task), task.templates, what=what)
+        return labels_of(self._captions[task.shards], classes, task.templates, what=what)
 
     def _labels_of_probe(self, task: ProbeTask) -> tuple[torch.Tensor, torch.Tensor]:
         """Labels of the training and of the test set: the captions, numbered in alphabetical order."""

@@ -46,6 +46,9 @@ class Inputs(ABC):
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
+    on_host = False
+    """Whether micro-batches stay in the host's memory until a model takes them, one after the other."""
+
     @abstractmethod
     def open(self, state: dict[str, Any] | None = None) -> MixedStream:
         """The recipe's stream, from its beginning or from where `state` is.

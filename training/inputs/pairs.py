@@ -15,12 +15,15 @@ from data_pipeline.pairs.tokenizers import CaptionTokenizer, open_caption_tokeni
 from modeling import groups
 from modeling.registry import family
 from training.engine import Engine
+from training.errors import RecipeError
 from training.inputs.base import Inputs, Looking, Seen
 from training.pair_validation import PairValidator
 
 
 class PairInputs(Inputs):
-    """Shards of image-text pairs."""
+    """Shards of image-text pairs. A rank's share of 32,768 pictures is gigabytes: it stays on the host."""
+
+    on_host = True
 
     def open(self, state: dict[str, Any] | None = None) -> PairStream:
         data, seed, model = self.recipe.data, self.recipe.run.seed, self.recipe.model
@@ -35,7 +38,13 @@ class PairInputs(Inputs):
     def check(self, stream: MixedStream) -> None:
         """The stream has opened what is trained on; what is held out is opened here, and its captions are read."""
         assert isinstance(stream, PairStream)
-        if self._looks():
+        batch = self.recipe.batch.global_batch_size
+        if stream.samples < batch:
+            raise RecipeError(
+                f"batch.global_batch_size is {batch}, but data.mix holds {stream.samples} pairs: a batch would hold "
+                f"pairs twice, each the other's wrong answer; use {stream.samples} at most"
+            )
+        if self.recipe.looks:
             self.validator(stream.caption_tokenizer(), alone=True)
 
     def tokenizer_sha256(self, path: Path) -> str:
@@ -50,7 +59,7 @@ class PairInputs(Inputs):
 
     def looking(self, engine: Engine, stream: MixedStream, alive: Callable[[], None]) -> Looking | None:
         assert isinstance(stream, PairStream)
-        if not self._looks():
+        if not self.recipe.looks:
             return None
         return _PairLooking(engine, self.validator(stream.caption_tokenizer()), alive)
 
@@ -74,10 +83,6 @@ class PairInputs(Inputs):
             device=torch.device("cpu") if alone else groups.device(),
         )
 
-    def _looks(self) -> bool:
-        asked = self.recipe.evaluation
-        return bool(self.recipe.data.validation or asked.zero_shot or asked.probe)
-
 
 class _PairLooking(Looking):
     def __init__(self, engine: Engine, validator: PairValidator, alive: Callable[[], None]) -> None:
@@ -85,8 +90,8 @@ class _PairLooking(Looking):
 
     def look(self, step: int) -> Seen:
         def embed(images: torch.Tensor | None, tokens: torch.Tensor | None) -> Any:
-            return self._engine.outputs(images, tokens)
+            return self._engine.outputs(images, tokens)[:2]
 
         first = torch.distributed.get_rank() == 0
-        found = self._validator.run(embed, draw=first, alive=self._alive)
+        found = self._validator.run(embed, self._engine.shared_scalars(), draw=first, alive=self._alive)
         return Seen(found.loss, found.figures, pictures=found.pictures)
