@@ -77,6 +77,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     what = theirs["architectures"][0] if "architectures" in theirs else conversion.MODELS
     print(f"{arguments.directory}: {what} of step {checkpoint.step}, {size(written)} in {arguments.dtype}")
     print(f"tokenizer: {remark}")
+    # Most formats hold all of a model, and say nothing of it.
+    lost = getattr(conversion, "left_out", lambda config: None)(config)
+    if lost is not None:
+        print(f"left out: {lost}")
     return 0
 
 

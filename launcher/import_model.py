@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,8 +17,8 @@ from launcher.job import Job, job_of, load_document
 from launcher.run_folder import TOKENIZERS, RunFolder
 from launcher.sources import find_recipe
 from launcher.supervise import check_shards
-from modeling.registry import FAMILIES, Conversion, Family
-from training.sections import to_plain
+from modeling.registry import FAMILIES, Conversion, Family, family_of_preset
+from training.sections import parse_section, to_plain
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +33,8 @@ def parser() -> Parser:
         "Make a run from a folder with a GPT-2, Llama or CLIP of transformers (config.json and *.safetensors) or a\n"
         "CLIP of open_clip (open_clip_config.json and *.safetensors): a checkpoint of step 0 with its weights and the\n"
         "optimizer at rest, from which `trestle resume` trains on.\n"
-        "The model comes from DIR, everything else from --recipe and from overrides; the data must be prepared\n"
-        "with the model's tokenizer.",
+        "The model comes from DIR, everything else from --recipe and from overrides: also what weights do not decide,\n"
+        "such as model.dropout, model.lock_image, model.loss. The data must be prepared with the model's tokenizer.",
         "  trestle import gpt2/ --name tuned --recipe gpt3-125m --data shards/mix.yaml --optimizer.lr 1e-4\n"
         "  trestle resume runs/tuned",
         takes_overrides=True,
@@ -113,7 +114,10 @@ def _job(
     recipe: str | None,
     overrides: Sequence[str],
 ) -> Job:
-    """The imported model's shape, and all else from the recipe and the overrides. Raises UserError, ModelError."""
+    """The imported model's shape, and all else from the recipe and the overrides, which win.
+
+    What the recipe says of another shape is named on stderr. Raises UserError, ModelError, RecipeError.
+    """
     free = [f"model.{key}" for key in conversion.FREE]
     given = [override.removeprefix("--").partition("=")[0] for override in overrides]
     for key in given:
@@ -122,11 +126,47 @@ def _job(
     model = to_plain(conversion.from_hf_config(theirs))
     # Keys to be set are looked up in the family's section.
     overrides = [f"--model.family={model['family']}", *overrides]
-    document = load_document(None if recipe is None else find_recipe(recipe), overrides)
+    path = None if recipe is None else find_recipe(recipe)
+    if path is not None:
+        _check_family(source, model["family"], str(recipe), load_document(path).get("model") or {})
+    document = load_document(path, overrides)
     asked = document.get("model") or {}
-    document["model"] = model | {key: asked[key] for key in conversion.FREE if f"model.{key}" in given}
+    document["model"] = model | {key: asked[key] for key in conversion.FREE if key in asked}
+    if path is not None:
+        aside = _left_aside(source, model, asked, conversion.FREE)
+        if aside:
+            # stdout may be the recipe
+            print(f"the model is that of {source}; left aside: {recipe}'s {', '.join(aside)}", file=sys.stderr)
     document["run"] = {**(document.get("run") or {}), "name": name}
     return job_of(document)
+
+
+def _check_family(source: Path, imported: str, recipe: str, section: Mapping[str, Any]) -> None:
+    """Refuse a recipe for models of another family than the imported one's. Raises UserError, ModelError."""
+    wanted = section.get("family") or imported
+    if section.get("preset"):
+        wanted = family_of_preset(str(section["preset"])).name
+    if wanted != imported:
+        raise UserError(
+            f"{recipe} is a recipe for a model of family {wanted}, but that of {source} is of {imported}; name another "
+            "--recipe, or one without a `model:` section"
+        )
+
+
+def _left_aside(source: Path, model: Mapping[str, Any], asked: Mapping[str, Any], free: Sequence[str]) -> list[str]:
+    """What a recipe's `model:` section says in vain, since the weights decide it otherwise. Raises RecipeError."""
+    chosen = FAMILIES[model["family"]]
+    written = {key: value for key, value in asked.items() if key != "preset"}
+    typed = to_plain(parse_section(chosen.config, written, "model"))
+    preset = chosen.presets[asked["preset"]] if asked.get("preset") else {}
+    said = [
+        f"model.{key} {typed[key]} ({model[key]} in {source})"
+        for key in written
+        if key not in free and typed[key] is not None and typed[key] != model[key]
+    ]
+    if any(model[key] != value for key, value in preset.items() if key not in written):
+        said.append(f"model.preset {asked['preset']}")
+    return said
 
 
 def _check_tokenizer(source: Path, job: Job, stream: MixedStream) -> None:

@@ -17,6 +17,7 @@ from data_pipeline.tokenizer_training import train
 from launcher.caption_tokenizer_files import write_caption_tokenizer
 from launcher.cli import main
 from tests.data_pipeline.pair_sets import write_merges, write_pairs
+from training.recipe import load_recipe
 
 RECIPE = """
 run: {directory: runs, seed: 7}
@@ -87,6 +88,21 @@ def test_open_clips_folder_is_written_and_read_back(imported: Path, capsys: pyte
     assert_same(imported / "theirs" / "model.safetensors", imported / "out" / "model.safetensors")
 
 
+def test_the_learned_bias_of_a_sigmoid_loss_is_kept_by_open_clip_and_left_out_in_words_elsewhere(
+    imported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rest = ["--name", "pairwise", "--recipe", "recipe.yaml", "--model.loss", "sigmoid", "--model.initial_bias", "-3"]
+    assert main(["import", "theirs", *rest]) == 0
+    for name, there in (("huggingface", False), ("openclip", True)):
+        capsys.readouterr()
+        assert main(["export", "runs/pairwise", name, "--to", name]) == 0
+        (weights,) = (imported / name).glob("*.safetensors")
+        assert ("logit_bias" in load_file(weights)) is there
+        said = capsys.readouterr().out
+        assert ("left out: the bias that the sigmoid loss has learned" in said) is not there
+        assert ("--to openclip keeps it" in said) is not there
+
+
 def test_another_image_size_is_interpolated_only_when_asked(imported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rest = ["--name", "larger", "--recipe", "recipe.yaml", "--model.image_size", "48"]
     assert main(["import", "theirs", *rest]) == 2
@@ -112,6 +128,30 @@ def test_what_weights_decide_and_other_tokenizers_are_refused(
     assert main(["import", "other-tokenizer", *rest]) == 2
     assert "'bert', which cannot be imported; there are GPT-2 and Llama of transf" in capsys.readouterr().err
     assert [p.name for p in (imported / "runs").iterdir()] == ["taken-over"]
+
+
+def test_recipe_decides_what_weights_do_not_and_the_rest_of_its_model_is_named_as_left_aside(
+    imported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = "{family: clip, lock_image: true, loss: sigmoid, dropout: 0.2, vision_layers: 3, text_width: 24}"
+    (imported / "lit.yaml").write_text(RECIPE + f"model: {asked}\n")
+    capsys.readouterr()
+    assert main(["import", "theirs", "--name", "lit", "--recipe", "lit.yaml", "--model.dropout", "0.1"]) == 0
+    said = capsys.readouterr().err
+    assert said == "the model is that of theirs; left aside: lit.yaml's model.vision_layers 3 (1 in theirs)\n"
+    model = load_recipe(imported / "runs" / "lit").model
+    assert (model.lock_image, model.loss, model.dropout, model.vision_layers) == (True, "sigmoid", 0.1, 1)
+    rest = ["--recipe", "other.yaml", "--name", "other", "--print_config"]
+    for asked, code, said in [
+        ("{preset: clip-vit-b-32, lock_text: true}", 0, "left aside: other.yaml's model.preset clip-vit-b-32"),
+        ("{preset: gpt3-125m}", 2, "a recipe for a model of family gpt, but that of theirs is of clip"),
+        ("{lock_images: true}", 2, "model.lock_images"),
+    ]:
+        (imported / "other.yaml").write_text(RECIPE + f"model: {asked}\n")
+        assert main(["import", "theirs", *rest]) == code
+        told = capsys.readouterr()
+        assert said in told.err and told.err.count("\n") == 1
+        assert ("lock_text: true" in told.out) is (code == 0)
 
 
 def test_sentencepiece_model_goes_along_as_it_is_with_how_a_caption_is_framed(tmp_path: Path) -> None:
