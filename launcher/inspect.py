@@ -35,20 +35,23 @@ def parser() -> Parser:
         "  trestle inspect runs/demo/checkpoints/step-00000300\n"
         "  trestle inspect shards/mix.yaml --tokens 300B\n"
         "  trestle inspect gpt3-mix --tokens 300B\n"
+        "  trestle inspect shards-clip/mix.yaml --pairs 12.8B\n"
         "  trestle inspect s3://bucket/shards/web",
     )
     made.add_argument("path", metavar="PATH", help="a run's folder, a checkpoint, a shard set, or a mix.yaml")
     made.add_argument("--tokens", default=None, help="of a mix: how many tokens to train on, such as 300B")
+    made.add_argument("--pairs", default=None, help="of a mix of pictures with captions: how many pairs to train on")
     made.add_argument("--quick", action="store_true", help="read no tensors: leave out minimum, maximum, mean")
     return made
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     path = find_file(arguments.path) or Path(arguments.path)
-    if arguments.tokens is not None and not path.is_file():
-        raise UserError(f"--tokens is for a mix.yaml, which {arguments.path} is not")
+    for name in ("tokens", "pairs"):
+        if getattr(arguments, name) is not None and not path.is_file():
+            raise UserError(f"--{name} is for a mix.yaml, which {arguments.path} is not")
     if path.is_file():
-        return show_mix(path, arguments.tokens)
+        return show_mix(path, arguments.tokens, arguments.pairs)
     if (path / "recipe.yaml").is_file():
         return _run(RunFolder(path))
     if (path / "index.npy").is_file() or (path / "00000.tar").is_file() or is_remote(arguments.path):

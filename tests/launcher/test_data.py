@@ -18,6 +18,7 @@ from launcher.job import load_job
 from launcher.one_process import tokenizer_of
 from launcher.run_folder import RunFolder
 from launcher.supervise import check_shards
+from tests.data_pipeline.pair_sets import write_merges, write_pairs
 from tests.data_pipeline.range_server import Server, serving
 from tests.data_pipeline.shard_sets import flip_a_bit, write_set
 from tests.launcher.conftest import trestle_in
@@ -77,6 +78,65 @@ def test_inspect_shows_the_curriculum_and_counts_its_segments(
         ["400", "0", "1"],
         ["808", "0.75", "0.25"],
     ]
+
+
+def test_inspect_counts_the_pairs_of_a_mix_of_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sha256 = write_merges(tmp_path / "merges.txt")
+    for name, samples in (("web", 30), ("art", 10)):
+        write_pairs(tmp_path / name, samples, sha256=sha256)
+    (tmp_path / "mix.yaml").write_text("mix: [{shards: web, tokens: 9B}, {shards: art, weight: 3}]\n")
+    assert main(["inspect", "mix.yaml"]) == 0
+    said = capsys.readouterr().out
+    rows = [line.split() for line in said.splitlines()]
+    assert rows[1][:4] == ["web", "0.25", "30", "0.75"] and rows[2][:4] == ["art", "0.75", "10", "0.25"]
+    assert said.endswith("how often each is read in a run: --pairs 12.8B\n")
+    for words in (["--pairs", "0.4k"], ["--pairs", "400 pairs"]):
+        assert main(["inspect", "mix.yaml", *words]) == 0
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert rows[0][-5:] == ["of", "pairs", "pairs", "read", "epochs"]
+        assert [row[4] for row in rows[1:]] == ["100", "300"]
+        assert [float(row[5]) for row in rows[1:]] == pytest.approx([100 / 30, 30], rel=0.01)
+    (tmp_path / "recipe.yaml").write_text(
+        "model: {family: clip, context_length: 20}\n"
+        "data: {mix: [{shards: web}, {shards: art}], curriculum: [{from: 400 tokens, weights: {art: 1}}]}\n"
+    )
+    assert main(["inspect", "recipe.yaml", "--pairs", "100"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[4] for row in rows[1:3]] == ["10", "90"] and rows[-1] == ["20", "0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("mix", "words", "said"),
+    [
+        ("mix: [{shards: web}]", ["--tokens", "3B"], "is a mix of pairs, which are counted as such: --pairs 12.8B"),
+        ("mix: [{shards: web}]", ["--pairs", "many"], '--pairs is "many"; write pairs, such as 12.8B'),
+        ("mix: [{shards: web}]", ["--pairs", "3 steps"], '--pairs is "3 steps"; write pairs, such as 12.8B'),
+        ("mix: [{shards: nowhere, tokens: 3B}]", ["--pairs", "3B"], "is no mix of image-text shards that are there"),
+        ("mix: [{shards: web}, {shards: nowhere, tokens: 3B}]", [], "nowhere is no shard set (manifest.json: No such"),
+        ("mix: [{shards: web}, {shards: text}]", [], "text is a shard set of text, but image-text is wanted here"),
+        ("mix: [{shards: old, tokens: 3B}]", [], "old/manifest.json is no shard manifest"),
+    ],
+)
+def test_a_mix_of_pairs_that_cannot_be_counted_is_one_line(
+    mix: str,
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / "web", 3, sha256=write_merges(tmp_path / "merges.txt"))
+    write_set(tmp_path / "text", 10)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "manifest.json").write_text("{}")
+    (tmp_path / "mix.yaml").write_text(mix)
+    assert main(["inspect", "mix.yaml", *words]) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err and shown.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
