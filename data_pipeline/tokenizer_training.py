@@ -30,6 +30,8 @@ _LEFT_OUT = re.compile("[\0\u2581\u2585\ue000-\ue002]")
 #: A constant: the trainer's sums depend on it in the last bits, and the model must not depend on the machine.
 _THREADS = 4
 _SEEDS_PER_TOKEN = 10
+#: 256 bytes, <unk> and the end of a document: with no character at all.
+LEAST_VOCABULARY = 258
 _UNUSED = 5  # ModelProto.SentencePiece.Type
 
 
@@ -103,4 +105,6 @@ def _reason(message: str, config: TokenizerConfig) -> str:
     required = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)
     if required:
         return f"tokenizer.vocab_size {config.vocab_size} is too small: at least {required.group(1)} for this text"
+    if "char_model_trainer" in message and "(vocab_size) >=" in message:
+        return f"tokenizer.vocab_size {config.vocab_size} is too small: at least {LEAST_VOCABULARY}, better more"
     return f"the tokenizer cannot be trained on this text: {message.strip().splitlines()[-1]}"

@@ -97,7 +97,8 @@ class PairCorpusConfig:
     caption_field: str = "caption"
     """Column of lists, and key in a tar's .json where a picture has no .txt, with the caption."""
     caption: Literal["file", "folder"] = "file"
-    """Where the captions of pictures that are files come from: the .txt beside them, or their folder's name."""
+    """Where the captions of pictures that are files come from: the .txt beside them, or their folder's name; then lists
+    count only where a source names them, and not those in its folders."""
     template: str = "{}"
     """With caption: folder, what stands around the name, such as "a photo of a {}"."""
     filters: Optional[PairFilterConfig] = None  # noqa: UP045

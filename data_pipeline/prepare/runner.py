@@ -115,8 +115,9 @@ class Runner:
             "arguments": task.arguments,
         }
         # Relative names below the root: a run that is moved with its unfinished work goes on.
+        # Names of files may be any bytes.
         text = json.dumps(call, sort_keys=True, ensure_ascii=False).replace(f"{self.root}/", "./")
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 @cache

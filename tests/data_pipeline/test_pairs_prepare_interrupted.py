@@ -130,7 +130,7 @@ def test_a_replacement_that_breaks_off_leaves_no_mix_that_names_old_and_new(
 def test_a_caption_that_changed_is_read_again(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "photos", range(3))
     corpus = PairCorpusConfig("c", [str(folder)])
-    bad = pair_recipe(tmp_path / "out", corpus, tokenizer=CaptionTokenizerConfig("bpe", 10))
+    bad = pair_recipe(tmp_path / "out", corpus, tokenizer=CaptionTokenizerConfig("bpe", 260))
     with pytest.raises(BadTokenizer):
         run(bad)
     assert (tmp_path / "out" / ".prepare").exists()

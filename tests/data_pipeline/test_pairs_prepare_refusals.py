@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 
@@ -49,7 +51,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "nothing.jsonl").write_text("\n\n")
     (root / "broken.json").write_text('[{"url": "a", "caption": "b"}')
     (root / "broken.parquet").write_bytes(b"PAR1 and no more")
-    (root / "late.csv").write_text('url,caption\ngood/000.jpg,a caption of some length\n"' + "x" * 200_000 + '",y\n')
+    (root / "late.csv").write_text(
+        'url,caption\ngood/000.jpg,a caption of some length\ngood/001.jpg,"never closed\ngood/002.jpg,x\n'
+    )
+    texts = {"url": ["a.jpg", "b.jpg"], "caption": [["a dog", "a hound"], ["a cat"]]}
+    pyarrow.parquet.write_table(pyarrow.table(texts), root / "texts.parquet")
+    (root / "marked.csv").write_text("url,caption\na.jpg,a dog\n", encoding="utf-16")
+    (root / "unmarked.csv").write_text("url,caption\na.jpg,a dog\n", encoding="utf-16-le")
     whole = write_tar(root / "whole.tar", tar_members(range(10, 14))).read_bytes()
     (root / "cut.tar").write_bytes(whole[: len(whole) * 2 // 3])
     (root / "merges.txt").write_text("this is no file of merges\n")
@@ -99,10 +107,43 @@ CASES: dict[str, Callable[[Path, Path], Case]] = {
     "only a header": lambda out, f: (pair_recipe(out, of(f, "header.csv")), BadCorpus, r"header\.csv has no rows"),
     "nothing in a list": lambda out, f: (pair_recipe(out, of(f, "nothing.csv")), BadCorpus, "name the columns"),
     "no lines": lambda out, f: (pair_recipe(out, of(f, "nothing.jsonl")), BadCorpus, "has no rows"),
-    "broken JSON": lambda out, f: (pair_recipe(out, of(f, "broken.json")), BadCorpus, "is damaged: no JSON"),
+    "broken JSON": lambda out, f: (
+        pair_recipe(out, of(f, "broken.json")),
+        BadCorpus,
+        "no JSON: .*write it as JSON lines",
+    ),
     "broken parquet": lambda out, f: (pair_recipe(out, of(f, "broken.parquet")), BadCorpus, "no whole parquet file"),
-    "broken CSV": lambda out, f: (pair_recipe(out, of(f, "late.csv")), BadCorpus, "is damaged: line 3: field larger"),
+    "broken CSV": lambda out, f: (
+        pair_recipe(out, of(f, "late.csv")),
+        BadCorpus,
+        "line 3: .*damaged_files: keep to use the rows",
+    ),
     "cut tar": lambda out, f: (pair_recipe(out, of(f, "cut.tar")), BadCorpus, "is damaged: .*damaged_files: keep"),
+    "texts in lists": lambda out, f: (
+        pair_recipe(out, of(f, "texts.parquet")),
+        BadCorpus,
+        "2 caption: missing .*set caption_field to the column .*one text a row",
+    ),
+    "UTF-16": lambda out, f: (
+        pair_recipe(out, of(f, "marked.csv")),
+        BadCorpus,
+        r"marked\.csv is UTF-16: save it as UTF-8",
+    ),
+    "UTF-16 without a mark": lambda out, f: (
+        pair_recipe(out, of(f, "unmarked.csv")),
+        BadCorpus,
+        "no column .*u\ufffdr\ufffdl.*save it as UTF-8",
+    ),
+    "a list of a tree of classes by name": lambda out, f: (
+        pair_recipe(out, good(f), of(f, "columns.csv", caption="folder")),
+        BadCorpus,
+        'no column "url"',
+    ),
+    "tiny vocabulary": lambda out, f: (
+        pair_recipe(out, good(f), tokenizer=CaptionTokenizerConfig("char", 257)),
+        BadConfig,
+        "vocab_size is 257, it must be at least 258",
+    ),
     "no merges": lambda out, f: (
         pair_recipe(out, good(f), tokenizer=CaptionTokenizerConfig(clip_merges=str(f / "merges.txt"))),
         BadTokenizer,

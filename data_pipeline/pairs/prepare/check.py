@@ -12,6 +12,7 @@ from data_pipeline.pairs.recipe import PairCorpusConfig, PairFilterConfig, PairP
 from data_pipeline.pairs.shards import MAX_PICTURE_BYTES
 from data_pipeline.pairs.tokenizers import BytePairCaptions, open_caption_tokenizer
 from data_pipeline.stages.language import language
+from data_pipeline.tokenizer_training import LEAST_VOCABULARY
 from data_pipeline.workspace import OUTPUT_FILES
 
 
@@ -73,8 +74,11 @@ def _check_tokenizer(config: PairPrepareConfig) -> None:
         open_caption_tokenizer(settings.model)  # says what is wrong with it
     if settings.clip_merges is not None:
         BytePairCaptions(Path(settings.clip_merges))
-    if settings.vocab_size < 1:
-        raise BadConfig(f"tokenizer.vocab_size is {settings.vocab_size}, it must be at least 1")
+    trained = settings.model is None and settings.clip_merges is None
+    if trained and settings.vocab_size < LEAST_VOCABULARY:
+        raise BadConfig(
+            f"tokenizer.vocab_size is {settings.vocab_size}, it must be at least {LEAST_VOCABULARY}: every byte has one"
+        )
     if settings.sample_bytes is not None and settings.sample_bytes < 1:
         raise BadConfig(f"tokenizer.sample_bytes is {settings.sample_bytes}, it must be at least 1")
 

@@ -82,7 +82,7 @@ def _captioned(pairs: Iterable[RawPair], checks: Checks, tally: PairTally) -> It
     for raw in pairs:
         tally.keep("found")
         caption = " ".join((raw.caption or "").split())
-        reason = _wrong_caption(raw.caption, caption, filters)
+        reason = raw.wrong or _wrong_caption(raw.caption, caption, filters)
         if reason is None:
             tally.keep("caption")
             reason = _wrong_language(caption, tell, tally) if tell else None
@@ -96,6 +96,8 @@ def _captioned(pairs: Iterable[RawPair], checks: Checks, tally: PairTally) -> It
 def _wrong_caption(given: str | None, caption: str, filters: PairFilterConfig) -> str | None:
     if given is None:
         return NO_CAPTION
+    if len(given.encode("utf-8", "surrogatepass")) > MAX_CAPTION_BYTES:
+        return LONG_CAPTION  # first, for what is longer has been read up to there only
     if not caption:
         return EMPTY_CAPTION
     if not is_utf8(caption):
@@ -104,8 +106,6 @@ def _wrong_caption(given: str | None, caption: str, filters: PairFilterConfig) -
         return f"caption: shorter than {filters.min_characters} characters"
     if len(caption) > filters.max_characters:
         return f"caption: longer than {filters.max_characters} characters"
-    if len(caption.encode()) > MAX_CAPTION_BYTES:
-        return LONG_CAPTION
     words = len(caption.split())
     if words < filters.min_words:
         return f"caption: fewer than {filters.min_words} words"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import posixpath
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from data_pipeline.errors import BadCorpus
 from data_pipeline.pairs.recipe import PairCorpusConfig, PairPrepareConfig
 from data_pipeline.sources import SourceFile, find_files
 from data_pipeline.sources.read import suffixes
+from data_pipeline.sources.text import printable
 
 LISTS = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 #: What may be pictures. Those that are none of JPEG, PNG and WebP inside are dropped and counted.
@@ -65,10 +67,14 @@ def find(config: PairPrepareConfig, corpus: PairCorpusConfig) -> Found:
     if not files:
         raise BadCorpus(f"corpus {corpus.name}: all that its sources name lies in the output folder {config.output}")
     found = _sorted_by_kind(files, captions=corpus.caption == "file")
+    if corpus.caption == "folder":  # a tree of classes often has a file about them, which is no list of pairs
+        found.ignored += len(found.lists)
+        found.lists = [file for file in found.lists if _named(file.path, corpus.sources)]
+        found.ignored -= len(found.lists)
     if not (found.pictures or found.lists or found.tars or found.lonely):
         raise BadCorpus(
             f"corpus {corpus.name}: none of the {len(files)} files of its sources is a picture, a list "
-            f"({', '.join(LISTS)}) or a .tar, such as {files[0].path}"
+            f"({', '.join(LISTS)}) or a .tar, such as {printable(files[0].path)}"
         )
     return found
 
@@ -113,6 +119,13 @@ def _sorted_by_kind(files: Sequence[SourceFile], captions: bool) -> Found:
             found.ignored += 1
     found.lonely = [file for stem, file in beside.items() if stem not in used]
     return found
+
+
+def _named(path: str, sources: Sequence[str]) -> bool:
+    """Whether a source is this list, or a pattern for lists; and not only a folder in which it lies."""
+    patterns = [source.removeprefix("file://") for source in sources if suffixes(source)[0] in LISTS]
+    patterns = [pattern if "://" in pattern else os.path.abspath(pattern) for pattern in patterns]
+    return any(path == pattern or fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def _stem(path: str) -> str:

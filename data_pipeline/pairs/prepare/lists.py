@@ -8,7 +8,7 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +18,7 @@ import pyarrow
 import pyarrow.parquet
 
 from data_pipeline.errors import BadCorpus
+from data_pipeline.pairs.shards import MAX_CAPTION_BYTES
 from data_pipeline.sources import SourceFile, open_source
 from data_pipeline.sources.decompression import Damaged, read_pieces
 from data_pipeline.sources.json_lines import lines
@@ -31,7 +32,10 @@ _SCHEMA = pyarrow.schema(
 #: A whole JSON array is held in memory; longer ones have to be JSON lines.
 _MAX_JSON = 1 << 29
 _MAX_LINE = 1 << 22
+_MAX_PATH = 1 << 16
 _BATCH_ROWS = 1024
+#: Objects of which one has to have the columns.
+_FIRST_OBJECTS = 100
 
 #: The values of the two columns, None where there is no text.
 Values = tuple[Any, Any]
@@ -75,9 +79,9 @@ def split_rows(
         raise BadCorpus(f"{source} cannot be read: {error.strerror or error}") from error
     except Damaged as error:
         if not keep_damaged:
+            keep = "use the rows before the damage" if rows.count else "go on without it"
             raise BadCorpus(
-                f"{source} is damaged: {error}; repair or exclude it, or set damaged_files: keep to use the rows "
-                "before the damage"
+                f"{source} is damaged: {error}; repair or exclude it, or set damaged_files: keep to {keep}"
             ) from error
         broken = str(error)
     rows.flush()
@@ -108,6 +112,10 @@ class _Rows:
     def add(self, values: Values) -> None:
         self.count += 1
         path, caption = (_bytes(value) for value in values)
+        if path is not None and len(path) > _MAX_PATH:
+            path = None
+        if caption is not None:
+            caption = caption[: MAX_CAPTION_BYTES + 1]  # enough to be told as too long
         self._rows.append((self.count, path, caption))
         if len(self._rows) >= self._part_rows:
             self.flush()
@@ -144,12 +152,13 @@ def _values(file: BinaryIO, path: str, source: str, fields: tuple[str, str]) -> 
         yield from _parquet(file, source, fields)
         return
     pieces = read_pieces(file, source, compression)
+    first = next(pieces, b"").removeprefix(codecs.BOM_UTF8)
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise BadCorpus(f"{source} is UTF-16: save it as UTF-8")
+    pieces = itertools.chain([first] if first else [], pieces)
     if kind in (".csv", ".tsv"):
         yield from _csv(pieces, source, fields, "\t" if kind == ".tsv" else ",")
-        return
-    first = next(pieces, b"").removeprefix(codecs.BOM_UTF8)
-    pieces = itertools.chain([first], pieces)
-    if kind == ".json" and first.lstrip().startswith(b"["):
+    elif kind == ".json" and first.lstrip().startswith(b"["):
         yield from _json_array(pieces, source, fields)
     else:
         yield from _json_lines(pieces, source, fields)
@@ -158,8 +167,13 @@ def _values(file: BinaryIO, path: str, source: str, fields: tuple[str, str]) -> 
 def _columns(there: Sequence[Any], fields: tuple[str, str], source: str) -> None:
     for key, name in zip(("path_field", "caption_field"), fields, strict=True):
         if name not in there:
-            names = ", ".join(str(column) for column in there) or "none"
-            raise BadCorpus(f'{source} has no column "{name}"; it has {names}: set {key}')
+            names = ", ".join(_shown(str(column)) for column in there) or "none"
+            utf16 = " (is it UTF-16? save it as UTF-8)" if any("\0" in str(column) for column in there) else ""
+            raise BadCorpus(f'{source} has no column "{name}"; it has {names}: set {key}{utf16}')
+
+
+def _shown(name: str) -> str:
+    return "".join(character if character.isprintable() else "\ufffd" for character in name)
 
 
 def _parquet(file: BinaryIO, source: str, fields: tuple[str, str]) -> Iterator[Values]:
@@ -191,20 +205,28 @@ class _Pieces(io.RawIOBase):
 
 def _csv(pieces: Iterator[bytes], source: str, fields: tuple[str, str], delimiter: str) -> Iterator[Values]:
     binary = io.BufferedReader(_Pieces(pieces), 1 << 16)
-    text = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, delimiter=delimiter)
+    text = io.TextIOWrapper(binary, encoding="utf-8", errors="surrogateescape", newline="")
+    csv.field_size_limit(_MAX_LINE)  # of this process, in which nothing else reads CSV
+    # Strict: a quotation mark without its second one would make one caption of all rows up to the next.
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    begun = 1
     try:
         header = next(reader, None)
         if header is None:
             raise BadCorpus(f"{source} is empty: its first line has to name the columns")
         _columns(header, fields, source)
         places = [header.index(name) for name in fields]
+        begun = reader.line_num + 1
         for row in reader:
+            begun = reader.line_num + 1
             if row:
                 path, caption = (row[place] if place < len(row) else None for place in places)
                 yield path, caption
     except csv.Error as error:
-        raise Damaged(f"line {reader.line_num}: {error}") from error
+        raise Damaged(
+            f"the row that begins in line {begun}: {error} (a quotation mark that is not closed, or one within that is "
+            "not doubled?)"
+        ) from error
 
 
 def _json_array(pieces: Iterator[bytes], source: str, fields: tuple[str, str]) -> Iterator[Values]:
@@ -214,7 +236,9 @@ def _json_array(pieces: Iterator[bytes], source: str, fields: tuple[str, str]) -
     try:
         rows = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"no JSON: {error}") from error
+        raise Damaged(
+            f"no JSON: {error}; of an array no row can be used before the damage: write it as JSON lines, .jsonl"
+        ) from error
     yield from _objects(rows, source, fields)
 
 
@@ -232,16 +256,15 @@ def _json_lines(pieces: Iterator[bytes], source: str, fields: tuple[str, str]) -
     yield from _objects(rows(), source, fields)
 
 
-def _objects(rows: Any, source: str, fields: tuple[str, str]) -> Iterator[Values]:
-    """The first object says which columns there are; a row that is none counts as one without path and caption."""
-    known = False
-    for row in rows:
-        if not isinstance(row, dict):
-            yield None, None
-            continue
-        if not known:
-            _columns(list(row), fields, source)
+def _objects(rows: Iterable[Any], source: str, fields: tuple[str, str]) -> Iterator[Values]:
+    """The first objects say which columns there are; a row that is none counts as one without path and caption."""
+    left, known = iter(rows), False
+    while some := list(itertools.islice(left, _FIRST_OBJECTS)):
+        objects = [row for row in some if isinstance(row, dict)]
+        if objects and not known:
+            _columns(list(dict.fromkeys(itertools.chain(*objects))), fields, source)
             known = True
-        yield row.get(fields[0]), row.get(fields[1])
+        for row in some:
+            yield (row.get(fields[0]), row.get(fields[1])) if isinstance(row, dict) else (None, None)
     if not known:
         raise BadCorpus(f"{source} has no rows: no JSON objects with {fields[0]} and {fields[1]}")

@@ -26,6 +26,13 @@ from data_pipeline.prepare.runner import Executor, InProcess, Runner
 from data_pipeline.shards import publish, sync_path, write_synced
 from data_pipeline.workspace import check_output, disk_errors, work_folder
 
+#: By kind of source, where every caption is missing.
+_CAPTION_ADVICE = {
+    "pictures": "put NAME.txt beside each picture NAME.jpg, or set caption: folder",
+    "lists": "set caption_field to the column of the list that has one text a row (a list of texts is none)",
+    "tars": "put KEY.txt beside each KEY.jpg in the tar, or set caption_field to the key in KEY.json that has a text",
+}
+
 
 @dataclass
 class PairCorpusResult:
@@ -99,11 +106,12 @@ class _Preparation:
     def _check_read(self, parts: Sequence[Part]) -> None:
         """Before the pictures of other corpora are compared with none."""
         for corpus in self.config.pairs:
-            tally = PairTally()
+            tally, kinds = PairTally(), set()
             for part in parts:
                 if part.corpus is corpus:
                     tally.merge(read_tally(part.tally))
-            self._refuse_empty(corpus, tally)
+                    kinds.add(part.kind)
+            self._refuse_empty(corpus, tally, kinds)
 
     def _tally(self, corpus: PairCorpusConfig, parts: Sequence[Part], selected: Sequence[Selected]) -> PairTally:
         tally = PairTally()
@@ -115,7 +123,7 @@ class _Preparation:
         own = [s for s in selected if s.corpus is corpus]
         size = sum(s.training_size[1] + s.held_out_size[1] for s in own)
         self.say(f"{corpus.name}: {tally}, {size / 1e6:.1f} MB")
-        self._refuse_empty(corpus, tally)
+        self._refuse_empty(corpus, tally, {part.kind for part in parts if part.corpus is corpus})
         held_out = sum(s.held_out_size[0] for s in own)
         if not sum(s.training_size[0] for s in own):
             raise BadCorpus(
@@ -129,15 +137,13 @@ class _Preparation:
             )
         return tally
 
-    def _refuse_empty(self, corpus: PairCorpusConfig, tally: PairTally) -> None:
+    def _refuse_empty(self, corpus: PairCorpusConfig, tally: PairTally, kinds: set[str]) -> None:
         if not tally.kept or list(tally.kept.values())[-1][0] == 0:
             missing = tally.dropped.get(NO_CAPTION)
             all_missing = missing is not None and missing.pairs == tally.kept.get("found", [0])[0]
-            how = (
-                "put NAME.txt beside each picture NAME.jpg, or set caption: folder"
-                if all_missing
-                else "loosen the filter that dropped most, or mend sources"
-            )
+            how = "loosen the filter that dropped most, or mend sources"
+            if all_missing:
+                how = "; ".join(advice for kind, advice in _CAPTION_ADVICE.items() if kind in kinds)
             raise BadCorpus(f"corpus {corpus.name} is empty: {tally}; {how}")
 
     # -- shard sets ---------------------------------------------------------------------------------------------------

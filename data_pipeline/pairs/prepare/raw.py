@@ -20,6 +20,7 @@ DEAD_LINK = "read: dead link"
 NO_ACCESS = "read: access refused"
 NO_ANSWER = "read: server out of reach"
 NO_PICTURE = "read: a caption without a picture"
+REPEATED = "read: another picture or caption of the same name"
 NO_URL = "read: neither a path nor a URL of a known kind"
 
 _BLOCK = 1 << 20
@@ -36,6 +37,8 @@ class RawPair:
     caption: str | None
     load: Callable[[], bytes]
     near: bool = True
+    wrong: str | None = None
+    """The reason for dropping it, if that is known before anything is looked at."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What is stored beside the pair."""
 

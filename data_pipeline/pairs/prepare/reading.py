@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +34,8 @@ class Part:
 
     corpus: PairCorpusConfig
     folder: Path
+    kind: str
+    """Where the pairs come from: pictures, lists or tars."""
 
     @property
     def tally(self) -> Path:
@@ -71,8 +74,10 @@ def _read_corpus(runner: Runner, config: PairPrepareConfig, corpus: PairCorpusCo
     if found.lonely:
         lonely = [asdict(file) for file in found.lonely]
         folders += runner.map(phase, read_lonely_captions, [Task({"files": lonely, "base": found.base, **shared})])
+    kinds = ["pictures"] * len(folders)
     if found.lists:
         folders += _read_lists(runner, config, corpus, found.lists, {"base": found.base, **shared})
+    kinds += ["lists"] * (len(folders) - len(kinds))
     tasks = [
         Task(
             {
@@ -88,7 +93,8 @@ def _read_corpus(runner: Runner, config: PairPrepareConfig, corpus: PairCorpusCo
     ]
     if tasks:
         folders += runner.map(phase, read_tar, tasks)
-    return [Part(corpus, folder) for folder in folders]
+    kinds += ["tars"] * (len(folders) - len(kinds))
+    return [Part(corpus, folder, kind) for folder, kind in zip(folders, kinds, strict=True)]
 
 
 def _read_lists(
@@ -249,11 +255,14 @@ def _check(
 
 
 def _caption(path: str) -> str:
-    """Bytes that are no UTF-8 become surrogates, which a check finds. Raises OSError."""
+    """Bytes that are no UTF-8 become surrogates, which a check finds; so is what is too long, of which a part is read.
+
+    Raises OSError.
+    """
     opened: Callable[[str], Any] = RemoteFile if "://" in path else open_source
     try:
         with opened(path) as file:
-            content: bytes = file.read(MAX_CAPTION_BYTES + 1)
+            content: bytes = file.read(MAX_CAPTION_BYTES + 1 + len(codecs.BOM_UTF8))
     except (BadCorpus, EnvironmentFailure) as error:
         raise OSError(str(error)) from error
     return content.decode("utf-8-sig", "surrogateescape")

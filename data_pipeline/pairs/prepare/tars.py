@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from data_pipeline.errors import BadCorpus
-from data_pipeline.pairs.prepare.raw import NO_PICTURE, TOO_LARGE, RawPair, bounded, unfit
+from data_pipeline.pairs.prepare.raw import NO_PICTURE, REPEATED, TOO_LARGE, RawPair, bounded, unfit
 from data_pipeline.pairs.shards import MAX_CAPTION_BYTES
 from data_pipeline.sources import SourceFile, open_source
 from data_pipeline.sources.decompression import Damaged, PieceReader, read_pieces
@@ -45,16 +45,20 @@ def tar_pairs(file: SourceFile, key: str, *, caption_field: str, max_picture_byt
 
 
 class _Sample:
-    """What one key has so far; of two members of one kind the first counts."""
+    """What one key has so far; of two members of one kind the first counts, the other is told as one too many."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.load: Callable[[], bytes] | None = None
         self.text: bytes | None = None
         self.json: dict[str, Any] = {}
+        self.more = {"picture": 0, "caption": 0}
 
     def take(self, member: Member, extension: str, stream: PieceReader, limit: int) -> None:
-        if extension in _PICTURES and self.load is None:
+        if extension in _PICTURES:
+            if self.load is not None:
+                self.more["picture"] += 1
+                return
             if member.size > limit:
                 self.load = unfit(TOO_LARGE)
                 return
@@ -64,8 +68,11 @@ class _Sample:
                 return bounded(content, limit)
 
             self.load = load
-        elif extension == "txt" and self.text is None and member.size <= MAX_CAPTION_BYTES:
-            self.text = _read(stream, member)
+        elif extension == "txt":
+            if self.text is not None:
+                self.more["caption"] += 1
+                return
+            self.text = _read(stream, member, MAX_CAPTION_BYTES + 1)
         elif extension == "json" and not self.json and member.size <= _MAX_JSON:
             try:
                 value = json.loads(_read(stream, member))
@@ -85,11 +92,16 @@ class _Sample:
         yield RawPair(
             f"{key}:{name}", f"{source}:{name}", caption, self.load or unfit(NO_PICTURE), near=True, facts=facts
         )
+        for number in range(2, 2 + max(self.more.values())):
+            place = f"{name} ({number})"
+            yield RawPair(f"{key}:{place}", f"{source}:{place}", "", unfit(REPEATED), wrong=REPEATED)
 
 
-def _read(stream: PieceReader, member: Member) -> bytes:
-    content = stream.read(member.size)
-    if len(content) < member.size:
+def _read(stream: PieceReader, member: Member, limit: int | None = None) -> bytes:
+    """The member's bytes, or the first `limit` of them. Raises Damaged."""
+    size = member.size if limit is None else min(member.size, limit)
+    content = stream.read(size)
+    if len(content) < size:
         raise Damaged(f"the archive breaks off in {printable(member.name)}")
     return content
 
