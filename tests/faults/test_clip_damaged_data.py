@@ -102,21 +102,22 @@ def test_a_torn_tar_ends_the_training_with_its_name(workplace: Path) -> None:
     assert f"{workplace}/torn/web/00003.tar has" in lines[0] and "prepare this shard set again" in lines[0]
 
 
-def test_a_held_out_picture_that_breaks_off_is_an_error_and_takes_nothing_away(
+def test_a_held_out_picture_that_breaks_off_is_told_before_the_first_step(
     workplace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = workplace / "runs" / "measured"
     command = [*WORKER, "bad.yaml", "--run.name=measured", "--run.directory=runs", "--training.steps=4"]
-    command += ["--checkpoint.every=2", "--training.validate_every=3", "--checkpoint.asynchronous=false"]
+    command += ["--checkpoint.every=2", "--training.validate_every=2", "--checkpoint.asynchronous=false"]
     with started(command, workplace, folder, deadline=60) as failing:
         lines = failing.end(1).splitlines()
     why = "the picture of pair 000000013 of held-out cannot be decoded"
     assert [line for line in lines if line.startswith("trestle: ")] == lines[-1:] and why in lines[-1]
-    assert failing.files.steps_saved() == [2]
+    assert failing.files.steps_saved() == [] and not (folder / "metrics.jsonl").exists()
+    with started(
+        [*command, "--data.validation=[]", "--training.validate_every=0"], workplace, folder, deadline=60
+    ) as again:
+        again.end(0)
+    assert again.files.steps_saved() == [2, 4]
     assert main(["evaluate", str(RunFolder(folder).path)]) == 1
     said = capfd.readouterr()
     assert said.err.startswith("trestle: ") and said.err.count("\n") == 1 and why in said.err and not said.out
-    command += ["--data.validation=[]", "--training.validate_every=0"]
-    with started(command, workplace, folder, deadline=60) as again:
-        again.end(0)
-    assert again.files.steps_saved() == [2, 4]
