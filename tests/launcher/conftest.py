@@ -33,8 +33,8 @@ prepare:
 """
 
 
-def trestle_in(folder: Path) -> Trestle:
-    """`python -m launcher …` as a user calls it, in `folder`."""
+def trestle_in(folder: Path, deadline: float = 240) -> Trestle:
+    """`python -m launcher …` as a user calls it, in `folder`; `deadline` in seconds."""
 
     def call(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -46,7 +46,7 @@ def trestle_in(folder: Path) -> Trestle:
             capture_output=True,
             text=True,
             check=False,
-            timeout=240,
+            timeout=deadline,
         )
 
     return call
