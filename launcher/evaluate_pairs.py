@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import cv2
@@ -78,14 +79,25 @@ def _table(found: PairValidation) -> str:
 
 
 def _write_pictures(folder: RunFolder, step: int, found: PairValidation) -> None:
+    """In place of all those that were there of the step, which another evaluation section may have asked for."""
+    if not found.pictures:
+        return
     place = folder.path / "evaluation" / f"step-{step:08d}"
+    draft = place.with_name(f".{place.name}.partial")
+    names = [f"{tag.replace('/', '-')}.png" for tag, _ in found.pictures]
     try:
-        for tag, picture in found.pictures:
-            place.mkdir(parents=True, exist_ok=True)
-            path = place / f"{tag.replace('/', '-')}.png"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        for name, (_, picture) in zip(names, found.pictures, strict=True):
             written, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
             assert written
-            path.write_bytes(data.tobytes())
-            print(f"picture: {path}")
+            (draft / name).write_bytes(data.tobytes())
+        if place.is_dir():
+            shutil.rmtree(place)
+        draft.rename(place)
     except OSError as error:
         raise EnvironmentFailure(f"{place} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    for name in names:
+        print(f"picture: {place / name}")

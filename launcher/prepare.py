@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.config import ClusterConfig
+from data_pipeline.errors import BadCorpus
 from data_pipeline.pairs.recipe import PairPrepareConfig
 from data_pipeline.recipe import PrepareConfig
 from launcher.arguments import Parser, add_recipe
 from launcher.errors import UserError
 from launcher.explain import comments
-from launcher.sources import find_recipe
+from launcher.sources import SHIPPED, find_recipe
 from launcher.tables import size, table
 from training.overrides import apply_overrides, read_yaml
 from training.recipe import dump_yaml
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from data_pipeline.prepare import PrepareResult
 
 Result = TypeVar("Result")
+
+_MADE_BY = {SHIPPED / "demo-clip.yaml": ("digits", "python -m launcher.digits digits")}
+"""Shipped recipes whose raw data no installation has: the folder they read, and the command that writes it."""
 
 
 def parser() -> Parser:
@@ -38,6 +42,7 @@ def parser() -> Parser:
         "same command is run again. report.html says what was kept and dropped, and why.",
         "  trestle prepare demo\n"
         "  trestle prepare corpora.yaml --prepare.output /data/shards --prepare.tokenizer.vocab_size 32768\n"
+        "  trestle prepare pairs.yaml --prepare.tokenizer.clip_merges bpe_simple_vocab_16e6.txt.gz\n"
         "  trestle prepare corpora.yaml --cluster.address head:6379",
         takes_overrides=True,
     )
@@ -51,7 +56,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if arguments.print_config:
         print(dump_yaml({"prepare": to_plain(config)}, comments({"prepare": type(config)})), end="")
         return 0
-    result = _show_pairs(config, cluster) if isinstance(config, PairPrepareConfig) else _show_text(config, cluster)
+    try:
+        result = _show_pairs(config, cluster) if isinstance(config, PairPrepareConfig) else _show_text(config, cluster)
+    except BadCorpus as error:
+        raise BadCorpus(f"{error}{how_to_make(source)}") from error
     print(
         f"in {result.output}, with a tokenizer of {result.vocab_size:,} tokens, in {sum(result.seconds.values()):.1f} s"
     )
@@ -60,6 +68,12 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     print(f"report: {Path(result.output) / 'report.html'}")
     print(f"next: trestle train {with_what}")
     return 0
+
+
+def how_to_make(recipe: Path) -> str:
+    """What to add to a message that something is missing: the way to a shipped recipe's raw data; else nothing."""
+    folder, command = _MADE_BY.get(recipe, ("", ""))
+    return f"; `{command}` writes what this recipe reads" if command and not Path(folder).exists() else ""
 
 
 def _show_text(config: PrepareConfig, cluster: ClusterConfig) -> PrepareResult:

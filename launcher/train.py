@@ -11,6 +11,7 @@ from launcher.job import load_job
 from launcher.run_folder import RunFolder
 from launcher.sources import find_recipe
 from launcher.supervise import check_shards, supervise
+from training.errors import RecipeError
 from training.recipe import anchor_shards
 
 
@@ -31,11 +32,17 @@ def parser() -> Parser:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    job = load_job(find_recipe(arguments.recipe), overrides)
+    source = find_recipe(arguments.recipe)
+    job = load_job(source, overrides)
     if arguments.print_config:
         print(job.explained(), end="")
         return 0
-    job.check()
+    try:
+        job.check()
+    except RecipeError as error:
+        from launcher.prepare import how_to_make
+
+        raise RecipeError(f"{error}{how_to_make(source)}") from error
     job.recipe.model.check_fresh()
     stream = check_shards(job.recipe, arguments.recipe if job.can_prepare else None)
     folder = RunFolder(Path(job.recipe.run.directory) / job.recipe.run.name)

@@ -80,6 +80,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     told.call("prepare", "prepare", "recipe.yaml")
     told.call("train", "train", "recipe.yaml")
     told.call("resume", "resume", "runs/digits", "--training.steps", "8", "--cluster.ranks_per_node", "1")
+    earlier = folder / "runs" / "digits" / "evaluation" / "step-00000008" / "zero_shot-earlier-confusion.png"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_bytes(b"of other settings, which is not to stay beside today's")
     told.call("evaluate", "evaluate", "runs/digits")
     told.call("generate", "generate", "runs/digits", "--prompt", "three", code=2)
     told.call("huggingface", "export", "runs/digits", "handed-over", "--to", "huggingface")
@@ -128,6 +131,7 @@ def test_evaluate_prints_what_the_run_has_measured_and_writes_its_pictures(story
     named = [Path(line.removeprefix("picture: ")) for line in said.splitlines() if line.startswith("picture: ")]
     paths = sorted((story.run("digits").path / "evaluation" / "step-00000008").iterdir())
     assert [path.name for path in paths] == sorted(path.name for path in named) and len(paths) == 4
+    assert [path.name for path in paths[0].parent.parent.iterdir()] == ["step-00000008"]
     for path in paths:
         picture = cv2.imread(str(path))
         assert picture is not None and min(picture.shape[:2]) > 100 and len(np.unique(picture)) > 10, path

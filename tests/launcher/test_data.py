@@ -14,6 +14,7 @@ from launcher import inspect, resume
 from launcher.arguments import split
 from launcher.changes import Change, changes
 from launcher.cli import main
+from launcher.digits import write_strips
 from launcher.job import load_job
 from launcher.one_process import tokenizer_of
 from launcher.run_folder import RunFolder
@@ -196,6 +197,23 @@ def test_inspect_verifies_shards_here_and_behind_a_url(
         patch.setattr("time.sleep", lambda seconds: None)
         assert main(["inspect", f"{server.url}/web"]) == 1
     assert f"member 000000007.npy of {server.url}/web/00002.tar cannot be read" in capsys.readouterr().out
+
+
+# -- a shipped recipe's raw data --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["prepare", "demo-clip", "--prepare.workers", "1"], ["train", "demo-clip"]])
+def test_demo_of_pictures_says_how_its_pictures_are_made(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.endswith("; `python -m launcher.digits digits` writes what this recipe reads\n")
+    assert said.count("\n") == 1
+    write_strips(tmp_path / "digits", training=1, held_out=1)
+    assert main(["train", "demo-clip"]) == 2
+    assert capsys.readouterr().err.endswith("are not there: make them with `trestle prepare demo-clip`\n")
 
 
 # -- remote shards ----------------------------------------------------------------------------------------------------
