@@ -119,6 +119,8 @@ def _why(error: Exception) -> str:
 def _with_opencv(picture: bytes, header: Header) -> NDArray[np.uint8]:
     if header.format == "webp" and len(picture) < 8 + struct.unpack("<I", picture[4:8])[0]:
         raise BadPicture("truncated WebP")
+    if header.format == "png":
+        picture = _bare_png(picture)
     try:
         pixels: Any = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -134,6 +136,22 @@ def _with_opencv(picture: bytes, header: Header) -> NDArray[np.uint8]:
     if pixels.shape[2] == 4:
         return _product(pixels[..., 2::-1], pixels[..., 3:], 255)
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+
+
+def _bare_png(picture: bytes) -> bytes:
+    """The PNG's critical chunks and tRNS, which alone decide on the pixels; what breaks off stays, for the decoder.
+
+    libpng writes a line to stderr for every odd colour profile, and there are many.
+    """
+    kept, at = [picture[:8]], 8
+    while at + 8 <= len(picture):
+        size, kind = struct.unpack_from(">I4s", picture, at)
+        if kind[:1].isupper() or kind == b"tRNS" or at + 12 + size > len(picture):
+            kept.append(picture[at : at + 12 + size])
+        at += 12 + size
+        if kind == b"IEND":
+            break
+    return b"".join(kept)
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

@@ -84,6 +84,27 @@ def test_files_about_a_tree_of_classes_are_no_lists(tmp_path: Path) -> None:
     assert captions_of(tmp_path / "out" / "c") == ["a dog"] * 3
 
 
+def test_one_class_only_is_a_corpus_like_any_other(tmp_path: Path) -> None:
+    for seed in range(5):
+        (tmp_path / "dog").mkdir(exist_ok=True)
+        (tmp_path / "dog" / f"{seed}.png").write_bytes(encoded(scene(seed)[0], "PNG"))
+    corpus = PairCorpusConfig("dogs", [str(tmp_path / "dog")], caption="folder", template="a {}")
+    run(pair_recipe(tmp_path / "out", corpus))
+    assert captions_of(tmp_path / "out" / "dogs") == ["a dog"] * 5
+
+
+def test_a_picture_that_a_list_beside_it_names_is_found_once(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos", range(5))
+    for seed in range(4):
+        (folder / f"{seed:03d}.txt").unlink()
+    rows = "".join(f'./../photos/{seed:03d}.jpg,"{scene(seed)[1]}"\n' for seed in range(3))
+    (folder / "captions.csv").write_text("url,caption\n" + rows)
+    result = run(pair_recipe(tmp_path / "out", PairCorpusConfig("c", [str(folder)])))
+    assert captions_of(tmp_path / "out" / "c") == [scene(seed)[1] for seed in (4, 0, 1, 2)]
+    assert dropped(result) == {"caption: missing": 1}
+    assert result.corpora[0].tally.kept["found"][0] == 5
+
+
 def test_what_has_the_name_of_another_in_a_tar_is_counted(tmp_path: Path) -> None:
     pictures = [encoded(scene(seed)[0]) for seed in range(4)]
     members = [

@@ -26,7 +26,7 @@ from data_pipeline.pairs.recipe import (
 )
 from data_pipeline.stages.language import LanguageConfig
 from tests.data_pipeline.pair_recipes import captions_of, dropped, pair_recipe, run
-from tests.data_pipeline.pictures import encoded, scene, tar_members, write_folder, write_tar
+from tests.data_pipeline.pictures import scene, tar_members, write_folder, write_tar
 
 REPOSITORY = Path(__file__).parents[2]
 Case = tuple[PairPrepareConfig, type[UserError], str]
@@ -242,15 +242,6 @@ def test_damaged_files_are_used_up_to_the_damage_on_request(tmp_path: Path, fold
     assert captions_of(tmp_path / "out" / "tar") == [scene(seed)[1] for seed in (10, 11, 12)]
     assert captions_of(tmp_path / "out" / "list") == ["a caption of some length"]
     assert dropped(result) == dropped(result, 1) == {"read: the file is damaged from here on": 1}
-
-
-def test_one_class_only_is_a_corpus_like_any_other(tmp_path: Path) -> None:
-    for seed in range(5):
-        (tmp_path / "dog").mkdir(exist_ok=True)
-        (tmp_path / "dog" / f"{seed}.png").write_bytes(encoded(scene(seed)[0], "PNG"))
-    corpus = PairCorpusConfig("dogs", [str(tmp_path / "dog")], caption="folder", template="a {}")
-    run(pair_recipe(tmp_path / "out", corpus))
-    assert captions_of(tmp_path / "out" / "dogs") == ["a dog"] * 5
 
 
 def test_the_output_is_never_read_as_a_source(tmp_path: Path) -> None:

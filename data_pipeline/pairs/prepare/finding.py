@@ -7,8 +7,10 @@ import os
 import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from data_pipeline.errors import BadCorpus
+from data_pipeline.pairs.prepare.lists import read_list_rows
 from data_pipeline.pairs.recipe import PairCorpusConfig, PairPrepareConfig
 from data_pipeline.sources import SourceFile, find_files
 from data_pipeline.sources.read import suffixes
@@ -91,6 +93,20 @@ def groups(files: Sequence[PictureFile], part_bytes: int, most: int) -> Iterator
         size += file.picture.size
     if group:
         yield group
+
+
+def without_listed(pictures: Sequence[PictureFile], lists: Sequence[tuple[SourceFile, Path]]) -> list[PictureFile]:
+    """The pictures but those that have no caption beside them, as a list has it. lists: with the rows' folders."""
+    bare = {file.picture.path for file in pictures if file.caption is None}
+    listed = set()
+    for file, folder in lists if bare else ():
+        for rows in folder.glob("rows-*.arrow"):
+            for row in read_list_rows(rows):
+                path = row.resolved(file.path)
+                path = path if path is None or "://" in path else os.path.normpath(path)
+                if path in bare:
+                    listed.add(path)
+    return [file for file in pictures if file.picture.path not in listed]
 
 
 def key_of(path: str, base: str) -> str:

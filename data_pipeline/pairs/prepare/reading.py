@@ -11,7 +11,7 @@ from typing import Any
 
 from data_pipeline.errors import BadCorpus, EnvironmentFailure
 from data_pipeline.pairs.prepare.checking import check_pairs, from_settings
-from data_pipeline.pairs.prepare.finding import Found, find, groups, key_of
+from data_pipeline.pairs.prepare.finding import Found, find, groups, key_of, without_listed
 from data_pipeline.pairs.prepare.lists import read_list_rows, split_rows
 from data_pipeline.pairs.prepare.raw import NO_PICTURE, NO_URL, UNREADABLE, RawPair, loader, unfit
 from data_pipeline.pairs.prepare.tally import PairTally
@@ -60,15 +60,17 @@ def _read_corpus(runner: Runner, config: PairPrepareConfig, corpus: PairCorpusCo
     }
     shared = {"corpus": corpus.name, "checks": checks, "max_picture_bytes": config.max_picture_bytes}
     phase = f"read {corpus.name}"
-    folders = []
-    if found.pictures:
+    folders: list[Path] = []
+    lists = _split_lists(runner, config, corpus, found.lists)
+    pictures = found.pictures if corpus.caption == "folder" else without_listed(found.pictures, lists)
+    if pictures:
         beside = {"base": found.base, "caption": corpus.caption, "template": corpus.template}
         tasks = [
             Task(
                 {"files": [asdict(file) for file in group], **beside, **shared},
                 weight=sum(file.picture.size for file in group),
             )
-            for group in groups(found.pictures, config.part_bytes, config.part_rows)
+            for group in groups(pictures, config.part_bytes, config.part_rows)
         ]
         folders += runner.map(phase, read_pictures, tasks)
     if found.lonely:
@@ -76,7 +78,7 @@ def _read_corpus(runner: Runner, config: PairPrepareConfig, corpus: PairCorpusCo
         folders += runner.map(phase, read_lonely_captions, [Task({"files": lonely, "base": found.base, **shared})])
     kinds = ["pictures"] * len(folders)
     if found.lists:
-        folders += _read_lists(runner, config, corpus, found.lists, {"base": found.base, **shared})
+        folders += _read_lists(runner, phase, lists, {"base": found.base, **shared})
     kinds += ["lists"] * (len(folders) - len(kinds))
     tasks = [
         Task(
@@ -97,25 +99,27 @@ def _read_corpus(runner: Runner, config: PairPrepareConfig, corpus: PairCorpusCo
     return [Part(corpus, folder, kind) for folder, kind in zip(folders, kinds, strict=True)]
 
 
-def _read_lists(
-    runner: Runner,
-    config: PairPrepareConfig,
-    corpus: PairCorpusConfig,
-    files: Sequence[SourceFile],
-    shared: dict[str, Any],
-) -> list[Path]:
+def _split_lists(
+    runner: Runner, config: PairPrepareConfig, corpus: PairCorpusConfig, files: Sequence[SourceFile]
+) -> list[tuple[SourceFile, Path]]:
     columns = {"path_field": corpus.path_field, "caption_field": corpus.caption_field}
     how = {"part_rows": config.part_rows, "damaged_files": config.damaged_files}
     splits = [Task({"file": asdict(file), **columns, **how}, weight=file.size) for file in files]
+    return list(zip(files, runner.map(f"list {corpus.name}", split_list, splits) if files else (), strict=True))
+
+
+def _read_lists(
+    runner: Runner, phase: str, lists: Sequence[tuple[SourceFile, Path]], shared: dict[str, Any]
+) -> list[Path]:
     tasks = []
-    for file, split in zip(files, runner.map(f"list {corpus.name}", split_list, splits), strict=True):
+    for file, split in lists:
         own = {"list_path": file.path, **shared}
         for number, rows in enumerate(sorted(split.glob("rows-*.arrow"))):
             tasks.append(Task({"rows": str(rows), "files": 1 if number == 0 else 0, "broken": None, **own}))
         broken = json.loads((split / "broken.json").read_text())
         if broken is not None:
             tasks.append(Task({"rows": None, "files": 0, "broken": broken, **own}))
-    return runner.map(f"read {corpus.name}", read_list_part, tasks)
+    return runner.map(phase, read_list_part, tasks)
 
 
 # -- tasks -------------------------------------------------------------------------------------------------------------
