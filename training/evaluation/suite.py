@@ -197,7 +197,7 @@ class Suite:
         check_pictures(pairs, positions, self._team)
 
     def _zero_shot_labels(self, task: ZeroShotTask, classes: list[str]) -> torch.Tensor:
-        what = f"evaluation.zero_shot {name_of(task)}"
+        what = f"evaluation.zero_shot {name_of(task)} ({task.shards})"
         return labels_of(self._captions[task.shards], classes, task.templates, what=what)
 
     def _labels_of_probe(self, task: ProbeTask) -> tuple[torch.Tensor, torch.Tensor]:
