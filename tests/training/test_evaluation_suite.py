@@ -86,7 +86,7 @@ def test_a_set_is_opened_and_encoded_once_however_often_it_is_used() -> None:
         (
             EvaluationConfig(zero_shot=[ZeroShotTask("x", ["red", "grün"])]),
             Painted(9),
-            r'evaluation\.zero_shot x: the caption "blue" is none of the 2 class names',
+            r'evaluation\.zero_shot x \(x\): the caption "blue" is none of the 2 class names',
         ),
         (
             EvaluationConfig(retrieval=False, zero_shot=[ZeroShotTask("x", list(COLOURS))]),
