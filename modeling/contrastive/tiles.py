@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 # In fp32 4 MiB, which the caches of a CPU hold; and 64 MiB, for a GPU wants more work at a time.
-_TILES = {"cpu": 1024, "cuda": 4096}
+_TILES = {"cpu": 1024, "cuda": 2048}
 _FEW = 64  # features, see `Tiles.similarities`
 
 
