@@ -108,8 +108,9 @@ class TrainingConfig:
     validate_every: int = 0
     """Steps between validations; 0: only at the end."""
     validation_samples: int = 512
-    """Held-out samples a validation of text looks at, from the start of each set in turn; 0: all. For pictures and texts
-    it is evaluation.samples."""
+    """Held-out samples a validation of text looks at, from the start of each set in turn; 0: all. Of pictures and texts
+    evaluation.samples says it.
+    """
     early_stopping: int | None = None
     """Stop after this many validations without a better loss; null: never."""
     max_skipped_steps: int = 10
