@@ -13,6 +13,7 @@ Open
 - `layout` for the parallel axes and their checks, `groups` for the process groups and this rank's coordinates,
   `execution` for precision, recomputation and compilation;
 - `sharding` and `initialization` for what a rank's parameter is a part of, and its initial values by name;
-- `attention` (`blockwise_attention`, `document_masks`), `norms`, `linear`, `cross_entropy` for the parts of the spec;
+- `transformer` for layers in Megatron Core's terms, `attention` (`blockwise_attention`, `document_masks`), `norms`,
+  `linear`, `cross_entropy` for their parts;
 - `megatron_bridge` for what Megatron Core takes for granted and does not hold on a CPU.
 """

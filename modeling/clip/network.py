@@ -8,10 +8,11 @@ from modeling import megatron_bridge  # isort: skip  (the bridge first: it keeps
 
 import torch
 import torch.nn.functional as F
-from megatron.core import parallel_state, tensor_parallel
+from megatron.core import parallel_state
 from megatron.core.enums import ModelType
 from torch import Tensor
 
+from modeling import transformer
 from modeling.clip.blocks import empty
 from modeling.clip.config import CLIPConfig
 from modeling.clip.initial import initial
@@ -137,22 +138,11 @@ def describe(chunk: CLIP) -> dict[str, Shard]:
     return {name: _describe(chunk, name, parameter) for name, parameter in chunk.named_parameters()}
 
 
-# Megatron Core's names end in these; the second entry is the dimension that tensor parallelism divides.
-_SPLIT = {
-    "linear_qkv.weight": 0,
-    "linear_qkv.bias": 0,
-    "linear_proj.weight": 1,
-    "linear_fc1.weight": 0,
-    "linear_fc1.bias": 0,
-    "linear_fc2.weight": 1,
-}
-
-
 def _describe(chunk: CLIP, name: str, parameter: torch.nn.Parameter) -> Shard:
     tensor = chunk.execution.layout.tensor
     rank = parallel_state.get_tensor_model_parallel_rank()
-    axis = next((axis for ending, axis in _SPLIT.items() if name.endswith(ending)), None)
-    _mark_tensor_parallel(parameter, axis)
+    axis = next((axis for ending, axis in transformer.SPLIT.items() if name.endswith(ending)), None)
+    transformer.mark_tensor_parallel(parameter, axis)
     shape = tuple(parameter.shape)
     global_shape, offset = list(shape), [0] * len(shape)
     if axis is not None:
@@ -173,12 +163,3 @@ def _describe(chunk: CLIP, name: str, parameter: torch.nn.Parameter) -> Shard:
         replica=0 if axis is not None else rank,
         maximum=chunk.clip.maximal_log_scale if name == "log_scale" else None,
     )
-
-
-def _mark_tensor_parallel(parameter: torch.nn.Parameter, axis: int | None) -> None:
-    """Megatron Core sets these only when it initialises; without them gradient norms are silently wrong."""
-    if not hasattr(parameter, "tensor_model_parallel"):
-        if axis is None:
-            tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
-        else:
-            tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, axis, 1)

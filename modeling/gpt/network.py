@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 from modeling import groups, megatron_bridge  # isort: skip  (the bridge first: it keeps Megatron Core's imports quiet)
@@ -11,23 +10,18 @@ from modeling import groups, megatron_bridge  # isort: skip  (the bridge first: 
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from modeling import document_masks
+from modeling import document_masks, transformer
 from modeling.attention import CausalAttention
 from modeling.cross_entropy import linear_cross_entropy
 from modeling.execution import Execution
 from modeling.gpt.config import GPTConfig
 from modeling.gpt.objective import forward_step
-from modeling.linear import ColumnParallelLinear, RowParallelLinear
 from modeling.norms import NORMS
 from modeling.sharding import Shard, fill
 
@@ -122,31 +116,8 @@ class GPT(GPTModel):
 
 def layer_spec(gpt: GPTConfig) -> ModuleSpec:
     """One transformer layer in Megatron Core's terms."""
-    norm = NORMS[gpt.normalization]
-    attention = ModuleSpec(
-        module=SelfAttention,
-        params={"attn_mask_type": AttnMaskType.causal},
-        submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear,
-            core_attention=_core_attention(gpt),
-            linear_proj=RowParallelLinear,
-        ),
-    )
-    mlp = ModuleSpec(
-        module=MLP,
-        params={"ffn_hidden_size": gpt.ffn_size},
-        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
-    )
-    return ModuleSpec(
-        module=TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            input_layernorm=norm,
-            self_attention=attention,
-            self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=norm,
-            mlp=mlp,
-            mlp_bda=get_bias_dropout_add,
-        ),
+    return transformer.layer_spec(
+        norm=NORMS[gpt.normalization], attention=_core_attention(gpt), mask=AttnMaskType.causal, ffn_size=gpt.ffn_size
     )
 
 
@@ -160,27 +131,11 @@ def _core_attention(gpt: GPTConfig) -> Any:
 
 
 def transformer_config(gpt: GPTConfig, execution: Execution) -> TransformerConfig:
-    """Our two configs in Megatron Core's terms; it allocates, and we initialise."""
-    recompute: dict[str, Any] = {}
-    if execution.recompute == "full":
-        recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    elif execution.recompute == "selective":
-        # The attention core as in Korthikanti et al. 2022, section 5, and the MLP, whose activations are the largest.
-        recompute = {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]}
+    """Our two configs in Megatron Core's terms."""
     swiglu = gpt.activation == "swiglu"
-    with warnings.catch_warnings():
-        # Recomputing core attention would be a waste with Transformer Engine's fused one; ours it is meant for.
-        warnings.filterwarnings(
-            "ignore", message="If you are using transformer_engine as the transformer implementation"
-        )
-        return _transformer_config(gpt, execution, swiglu, recompute)
-
-
-def _transformer_config(
-    gpt: GPTConfig, execution: Execution, swiglu: bool, recompute: dict[str, Any]
-) -> TransformerConfig:
-    layout = execution.layout
-    return TransformerConfig(
+    return transformer.transformer_config(
+        execution,
+        dropout=gpt.dropout,
         num_layers=gpt.num_layers,
         hidden_size=gpt.hidden_size,
         num_attention_heads=gpt.num_attention_heads,
@@ -191,27 +146,6 @@ def _transformer_config(
         activation_func=F.silu if swiglu else _gelu_tanh,
         gated_linear_unit=swiglu,
         add_bias_linear=gpt.biases,
-        hidden_dropout=gpt.dropout,
-        attention_dropout=gpt.dropout,
-        tensor_model_parallel_size=layout.tensor,
-        pipeline_model_parallel_size=layout.pipeline,
-        virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
-        sequence_parallel=layout.sequence,
-        pipeline_dtype=execution.dtype,
-        params_dtype=execution.dtype,
-        bf16=execution.precision == "bf16",
-        perform_initialization=False,
-        use_cpu_initialization=False,
-        # Each of these fuses by torch.compile or by CUDA extensions; `training.compile` compiles whole layers instead.
-        bias_dropout_fusion=False,
-        bias_activation_fusion=False,
-        masked_softmax_fusion=False,
-        gradient_accumulation_fusion=False,
-        apply_rope_fusion=False,
-        batch_p2p_comm=False,
-        deallocate_pipeline_outputs=False,
-        cuda_graph_scope=[],  # its own default makes it warn
-        **recompute,
     )
 
 
@@ -250,24 +184,14 @@ def describe(chunk: GPT) -> dict[str, Shard]:
     return {name: _describe(chunk, name, parameter) for name, parameter in chunk.named_parameters()}
 
 
-# Megatron Core's names end in these; the second entry is the dimension that tensor parallelism divides.
-_SPLIT = {
-    "word_embeddings.weight": 0,
-    "output_layer.weight": 0,
-    "linear_qkv.weight": 0,
-    "linear_qkv.bias": 0,
-    "linear_proj.weight": 1,
-    "linear_fc1.weight": 0,
-    "linear_fc1.bias": 0,
-    "linear_fc2.weight": 1,
-}
+_SPLIT = {"word_embeddings.weight": 0, "output_layer.weight": 0, **transformer.SPLIT}
 
 
 def _describe(chunk: GPT, name: str, parameter: torch.nn.Parameter) -> Shard:
     gpt, tensor = chunk.gpt, chunk.execution.layout.tensor
     rank = parallel_state.get_tensor_model_parallel_rank()
     axis = next((axis for ending, axis in _SPLIT.items() if name.endswith(ending)), None)
-    _mark_tensor_parallel(parameter, axis)
+    transformer.mark_tensor_parallel(parameter, axis)
     local = tuple(parameter.shape)
     global_shape, offset, shape = list(local), [0] * len(local), list(local)
     if axis is not None:
@@ -300,15 +224,6 @@ def _describe(chunk: GPT, name: str, parameter: torch.nn.Parameter) -> Shard:
         replica=0 if axis is not None else rank,
         tied_copy=gpt.tie_embeddings and name == "output_layer.weight",
     )
-
-
-def _mark_tensor_parallel(parameter: torch.nn.Parameter, axis: int | None) -> None:
-    """Megatron Core sets these only when it initialises; without them gradient norms are silently wrong."""
-    if not hasattr(parameter, "tensor_model_parallel"):
-        if axis is None:
-            tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
-        else:
-            tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, axis, 1)
 
 
 def _global_name(chunk: GPT, name: str) -> str:
