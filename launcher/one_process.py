@@ -95,8 +95,10 @@ def one_process() -> Iterator[None]:
     start_process_group(RankEnvironment(), timeout_seconds=60)
     try:
         groups.start_groups(Layout())
-        yield
-        groups.stop_groups()
+        try:
+            yield
+        finally:
+            groups.stop_groups()
     finally:
         dist.destroy_process_group()
 

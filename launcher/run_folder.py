@@ -67,7 +67,9 @@ class RunFolder:
             raise EnvironmentFailure(f"{self.path} cannot be made: {error.strerror}") from error
         for name in TOKENIZERS:  # of an attempt with other shards
             (self.path / name).unlink(missing_ok=True)
-        replace_file(self.path / tokenizer.name, tokenizer.read_bytes())
+        # A cache of remote files puts a hash before the name.
+        name = next((name for name in TOKENIZERS if tokenizer.name.endswith(name)), TOKENIZERS[0])
+        replace_file(self.path / name, tokenizer.read_bytes())
         self.write_recipe(recipe)
 
     def has_checkpoints(self) -> bool:
