@@ -8,9 +8,16 @@ from typing import Literal, Optional
 from data_pipeline.stages.language import LanguageConfig
 
 
-def _any_language() -> LanguageConfig:
-    # Captions are short: those of less than 25 characters are not told apart, and further from every profile.
-    return LanguageConfig(keep=[], max_distance=1500, min_characters=25)
+@dataclass
+class CaptionLanguageConfig(LanguageConfig):
+    """The same for captions, which are shorter than documents, and further from every language's profile."""
+
+    keep: list[str] = field(default_factory=list)
+    """Language codes, as the detector gives them: ISO 639-1 for resiliparse. An empty list, the default, keeps all."""
+    max_distance: int = 1500
+    """Only resiliparse: a caption is uncertain if it is further than this from every language's profile."""
+    min_characters: int = 25
+    """Shorter captions are too short to tell."""
 
 
 @dataclass
@@ -29,7 +36,7 @@ class PairFilterConfig:
     """Words of a caption, at least."""
     max_words: Optional[int] = None  # noqa: UP045  (jsonargparse shows this form in its help)
     """Words of a caption, at most; null: any number."""
-    language: LanguageConfig = field(default_factory=_any_language)
+    language: CaptionLanguageConfig = field(default_factory=CaptionLanguageConfig)
     """Which languages captions may be in; by default any, and none is told. Short captions are told wrongly, often."""
 
 

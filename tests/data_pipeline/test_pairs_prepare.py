@@ -19,6 +19,7 @@ from data_pipeline.errors import BadConfig
 from data_pipeline.pairs.prepare import PairPrepareResult, prepare_pairs
 from data_pipeline.pairs.reader import PairSet
 from data_pipeline.pairs.recipe import (
+    CaptionLanguageConfig,
     CaptionTokenizerConfig,
     PairCorpusConfig,
     PairDedupConfig,
@@ -26,7 +27,6 @@ from data_pipeline.pairs.recipe import (
 )
 from data_pipeline.pairs.tokenizers import open_caption_tokenizer
 from data_pipeline.prepare.ray_tasks import RayTasks
-from data_pipeline.stages.language import LanguageConfig
 from tests.data_pipeline.outputs import hashes, without_reports
 from tests.data_pipeline.pair_recipes import captions_of, dropped, pair_recipe, pairs_of, run
 from tests.data_pipeline.pictures import encoded, scene, tar_members, write_folder, write_tar
@@ -176,7 +176,7 @@ def test_every_fault_of_a_pair_is_counted_under_its_reason(tmp_path: Path) -> No
     plant("noise.jpg", jpeg, "ein Hund läuft über die grüne Wiese im Park neben dem großen Haus")
     (folder / "lonely.txt").write_text("a caption without its picture")
     (folder / "notes.md").write_text("not of the data")
-    filters = PairFilterConfig(language=LanguageConfig(keep=["en"], max_distance=1500, min_characters=25))
+    filters = PairFilterConfig(language=CaptionLanguageConfig(keep=["en"], max_distance=1500, min_characters=25))
     config = pair_recipe(tmp_path / "out", PairCorpusConfig("photos", [str(folder)]), filters=filters)
     result = run(config)
     assert dropped(result) == {

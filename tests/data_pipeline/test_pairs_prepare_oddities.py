@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import BadTokenizer
-from data_pipeline.pairs.recipe import PairCorpusConfig
+from data_pipeline.pairs.recipe import PairCorpusConfig, PairFilterConfig
 from data_pipeline.recipe import TokenizerConfig
 from data_pipeline.tokenizer_training import LEAST_VOCABULARY, train
 from tests.data_pipeline.pair_recipes import captions_of, dropped, pair_recipe, run
 from tests.data_pipeline.pictures import encoded, scene, tar_members, write_folder, write_tar
+from training.sections import parse_section
 
 TOO_LONG = "caption: longer than the format holds"
 
@@ -123,3 +124,11 @@ def test_a_vocabulary_of_characters_that_is_too_small_is_told_with_the_least() -
     with pytest.raises(BadTokenizer, match=f"vocab_size 100 is too small: at least {LEAST_VOCABULARY}"):
         train(["a few words"], TokenizerConfig(type="char", vocab_size=100))
     assert train(["a few words"], TokenizerConfig(type="char", vocab_size=LEAST_VOCABULARY))
+
+
+def test_languages_that_are_named_alone_keep_the_bounds_for_captions() -> None:
+    """A document's bound of 100 characters would let nearly every caption pass."""
+    filters = parse_section(PairFilterConfig, {"language": {"keep": ["en"]}}, "filters")
+    assert filters.language.keep == ["en"]
+    assert (filters.language.min_characters, filters.language.max_distance) == (25, 1500)
+    assert PairFilterConfig().language.keep == []

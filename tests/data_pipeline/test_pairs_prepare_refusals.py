@@ -17,6 +17,7 @@ import yaml
 from data_pipeline.errors import BadConfig, BadCorpus, BadTokenizer, UserError
 from data_pipeline.pairs.prepare import prepare_pairs
 from data_pipeline.pairs.recipe import (
+    CaptionLanguageConfig,
     CaptionTokenizerConfig,
     PairCorpusConfig,
     PairDedupConfig,
@@ -24,7 +25,6 @@ from data_pipeline.pairs.recipe import (
     PairPrepareConfig,
     ResizeConfig,
 )
-from data_pipeline.stages.language import LanguageConfig
 from tests.data_pipeline.pair_recipes import captions_of, dropped, pair_recipe, run
 from tests.data_pipeline.pictures import scene, tar_members, write_folder, write_tar
 
@@ -202,7 +202,7 @@ CASES: dict[str, Callable[[Path, Path], Case]] = {
         "no caption can pass",
     ),
     "language": lambda out, f: (
-        pair_recipe(out, good(f), filters=PairFilterConfig(language=LanguageConfig(keep=["english"]))),
+        pair_recipe(out, good(f), filters=PairFilterConfig(language=CaptionLanguageConfig(keep=["english"]))),
         BadConfig,
         "does not know english",
     ),
