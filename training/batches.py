@@ -75,7 +75,7 @@ def split(batch: Batch, micro_batch_size: int, device: torch.device, eod_id: int
 
 def token_arrays(batch: Batch, eod_id: int | None) -> dict[str, np.ndarray]:
     """What a decoder is given of a batch, as in `split`."""
-    arrays: dict[str, np.ndarray] = {"tokens": batch.tokens}
+    arrays = batch.arrays()
     if eod_id is not None:
         arrays["documents"] = document_numbers(batch.tokens, eod_id)
     return arrays
