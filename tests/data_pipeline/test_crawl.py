@@ -22,17 +22,22 @@ from data_pipeline.stream import Stream
 from data_pipeline.tokenizer import Tokenizer
 from tests.data_pipeline.crawl import Page, pydoc_pages, with_noise, write_warc
 
-#: A sentence that only an evaluation set and one page of the crawl have.
+#: A sentence that only an evaluation set and a few pages of the crawl have.
 SECRET = (
     "the quick auditor counted nineteen silver herons above the frozen canal before anybody else had woken up at all"
 )
+#: In so many pages, since each may be drawn out by the quality filter; fewer than make a gram a common phrase (10).
+PAGES_WITH_SECRET = 8
 
 
 def crawl_pages() -> list[Page]:
     pages = list(with_noise(pydoc_pages(), seed=1))
-    first = next(page for page in pages if "smtplib" in page.url)
-    told = first.html.replace("<p>", f"<p>{SECRET} ", 1)
-    return [Page(page.url, told, page.kind) if page is first else page for page in pages]
+    long = sorted((page for page in pages if page.kind == "page" and "<p>" in page.html), key=lambda page: page.url)
+    told = {page.url for page in long[:PAGES_WITH_SECRET]}
+    return [
+        Page(page.url, page.html.replace("<p>", f"<p>{SECRET} ", 1), page.kind) if page.url in told else page
+        for page in pages
+    ]
 
 
 def crawl_recipe(folder: Path, **changes: object) -> PrepareConfig:
