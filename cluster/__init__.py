@@ -9,6 +9,7 @@ Start with `supervisor.run`, which the launcher calls; then, from the outside in
 - `session`      a connection to Ray: private, or joined by address
 - `local`        the private Ray: loopback, token, no traces; all of Ray's internals that we touch
 - `placement`    one bundle and one agent a node, ranks in order of (node, device)
+- `preview`      which nodes a run would get now
 - `attempt`      all ranks of one attempt, seen through the agents
 - `agent`        the actor on each node
 - `processes`    one node's ranks: start, heartbeats, logs, end (no Ray); `output` follows rank 0's log

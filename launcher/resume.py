@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from launcher import changes
 from launcher.arguments import Parser
+from launcher.dry_run import add_dry_run, dry_run
 from launcher.errors import UserError
 from launcher.job import Job, load_job
 from launcher.run_folder import RunFolder
@@ -29,6 +30,7 @@ def parser() -> Parser:
     )
     made.add_argument("run", metavar="RUN", help="a run's folder, such as runs/demo")
     made.add_argument("--print_config", action="store_true", help="print the resolved recipe, each key explained")
+    add_dry_run(made)
     return made
 
 
@@ -41,6 +43,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if arguments.print_config:
         print(job.explained(), end="")
         return 0
+    if arguments.dry_run:
+        return dry_run(job, all_ranks=arguments.all_ranks, as_json=arguments.json)
     job.check()
     stream = check_shards(job.recipe)
     from training.inputs import inputs_of

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.locations import is_remote
+from launcher.dry_run import say_short
 from launcher.errors import UserError
 from launcher.job import Job
 from launcher.run_folder import RunFolder
@@ -67,6 +68,7 @@ def supervise(folder: RunFolder, job: Job) -> int:
             print(f"trestle: {line}", flush=True)
 
     with folder.lock():
+        say_short(job)
         outcome = cluster.run(
             [sys.executable, "-m", "training.worker", str(folder.path.absolute())],
             job.cluster,

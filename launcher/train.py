@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.arguments import Parser, add_recipe
+from launcher.dry_run import add_dry_run, dry_run
 from launcher.job import load_job
 from launcher.run_folder import RunFolder
 from launcher.sources import find_recipe
@@ -24,10 +25,12 @@ def parser() -> Parser:
         'Times are steps or tokens: --training.steps 500, --optimizer.warmup "375M tokens".',
         "  trestle prepare demo\n"
         "  trestle train demo --run.name first --optimizer.lr 3e-4 --cluster.ranks_per_node 2\n"
-        "  trestle train gpt3-125m --data shards/mix.yaml --print_config",
+        "  trestle train gpt3-125m --data shards/mix.yaml --print_config\n"
+        "  trestle train gpt3-175b --dry-run",
         takes_overrides=True,
     )
     add_recipe(made)
+    add_dry_run(made)
     return made
 
 
@@ -37,6 +40,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if arguments.print_config:
         print(job.explained(), end="")
         return 0
+    if arguments.dry_run:
+        return dry_run(job, all_ranks=arguments.all_ranks, as_json=arguments.json)
     try:
         job.check()
     except RecipeError as error:

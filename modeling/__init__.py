@@ -10,8 +10,9 @@ Open
   open_clip;
 - `contrastive/` for InfoNCE, NT-Xent and SigLIP's loss over the pairs of all ranks, in tiles; `coupling` for what a
   family offers whose loss couples a batch;
-- `layout` for the parallel axes and their checks, `groups` for the process groups and this rank's coordinates,
-  `execution` for precision, recomputation and compilation;
+- `footprint` for what a rank holds and hands over, by formula;
+- `layout` for the parallel axes, a rank's place in them and their checks, `groups` for the process groups and this
+  rank's coordinates, `execution` for precision, recomputation and compilation;
 - `sharding` and `initialization` for what a rank's parameter is a part of, and its initial values by name;
 - `transformer` for layers in Megatron Core's terms, `attention` (`blockwise_attention`, `document_masks`), `norms`,
   `linear`, `cross_entropy` for their parts;

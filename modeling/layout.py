@@ -7,6 +7,15 @@ from dataclasses import dataclass
 from modeling.errors import ModelError
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where one rank sits in a layout: its number among its tensor-, pipeline- and data-parallel peers, from 0."""
+
+    tensor: int
+    pipeline: int
+    data: int
+
+
 @dataclass
 class Layout:
     """Sizes of the model-parallel axes; what is left of the world size is data parallelism."""
@@ -33,6 +42,25 @@ class Layout:
                 f"not divide the {world_size} ranks of this run; use a multiple of {self.model_parallel} ranks"
             )
         return world_size // self.model_parallel
+
+    def place(self, rank: int, world_size: int) -> Place:
+        """The coordinates that `modeling.groups` gives to a rank: tensor fastest, then data, pipeline slowest.
+
+        Raises ModelError as `data_parallel`.
+        """
+        rest, tensor = divmod(rank, self.tensor)
+        pipeline, data = divmod(rest, self.data_parallel(world_size))
+        return Place(tensor, pipeline, data)
+
+    def in_flight(self, stage: int, micro_batches: int) -> float:
+        """Micro-batches whose activations a stage keeps at once; a share of one where a chunk is a share of a stage.
+
+        1F1B and the interleaved schedule as Megatron Core warms them up (Narayanan et al. 2021, sections 2.2 and 2.3).
+        """
+        if self.virtual_pipeline == 1:
+            return min(self.pipeline - stage, micro_batches)
+        chunks = 2 * (self.pipeline - stage - 1) + (self.virtual_pipeline - 1) * self.pipeline + 1
+        return min(chunks, micro_batches * self.virtual_pipeline) / self.virtual_pipeline
 
     def check(self) -> None:
         """Refuse sizes that mean nothing, whatever the model."""

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from modeling.clip import config as clip_config
 from modeling.clip import flops as clip_flops
+from modeling.clip import footprint as clip_footprint
 from modeling.clip import presets as clip_presets
 from modeling.errors import ModelError
+from modeling.footprint import Footprint
 from modeling.gpt import config as gpt_config
 from modeling.gpt import flops as gpt_flops
+from modeling.gpt import footprint as gpt_footprint
 from modeling.gpt import presets as gpt_presets
+from modeling.layout import Layout
 
 if TYPE_CHECKING:  # torch takes seconds to import, and recipes are read without it
     import torch
@@ -110,6 +114,8 @@ class Family:
     parameter_count: Callable[[Any], int]
     flops_per_token: Callable[[Any], float]
     """Training FLOPs a token, in the convention of the family's `flops.py`."""
+    footprint: Callable[[Any, Layout, int, str], Footprint]
+    """(config, layout, pipeline stage, recompute) → what a rank holds and hands over, by formula."""
     module: str
     """Where the implementation is; imported on first use, since it takes seconds and recipes can be read without it."""
     reads: Literal["text", "pairs"] = "text"
@@ -141,6 +147,7 @@ FAMILIES: dict[str, Family] = {
         presets=gpt_presets.PRESETS,
         parameter_count=gpt_flops.parameter_count,
         flops_per_token=gpt_flops.flops_per_token,
+        footprint=gpt_footprint.footprint,
         module="modeling.gpt.network",
         conversions={"huggingface": "modeling.gpt.huggingface"},
     ),
@@ -150,6 +157,7 @@ FAMILIES: dict[str, Family] = {
         presets=clip_presets.PRESETS,
         parameter_count=clip_flops.parameter_count,
         flops_per_token=clip_flops.flops_per_token,
+        footprint=clip_footprint.footprint,
         module="modeling.clip.network",
         conversions={"huggingface": "modeling.clip.huggingface", "openclip": "modeling.clip.openclip"},
         reads="pairs",
