@@ -6,6 +6,9 @@ Start with `supervisor.run`, which the launcher calls; then, from the outside in
 - `supervisor`   attempt after attempt, events, signals, the final `Outcome`
 - `policy`       what exit codes mean, and when to start again (pure)
 - `diagnosis`    which rank is to blame for a failure or a hang (pure)
+- `evidence`     what ranks say of themselves in a hang, and whom it points to (pure); `stacks` asks a node's ranks,
+                 `hang` all of them, and writes the report
+- `memory`       whether the kernel killed a rank because memory ran out
 - `session`      a connection to Ray: private, or joined by address
 - `local`        the private Ray: loopback, token, no traces; all of Ray's internals that we touch
 - `placement`    one bundle and one agent a node, ranks in order of (node, device)

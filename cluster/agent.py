@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster.diagnosis import RankState
 from cluster.errors import CommandNotFound, LaunchError
+from cluster.evidence import Evidence
 from cluster.leftovers import Guard
 from cluster.processes import Launch, RankGroup, Report
 
@@ -66,6 +67,10 @@ class Agent:
     def states(self) -> list[RankState]:
         """As `RankGroup.states`."""
         return self._running().states()
+
+    def evidence(self, seconds: float) -> dict[int, Evidence]:
+        """As `RankGroup.evidence`."""
+        return self._running().evidence(seconds)
 
     def signal(self, number: int) -> None:
         """As `RankGroup.signal`."""

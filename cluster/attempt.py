@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from cluster.diagnosis import RankState, highest_step
 from cluster.errors import ClusterError
+from cluster.evidence import Evidence
 from cluster.placement import Place, Placement
 from cluster.policy import Verdict, judge
 from cluster.processes import Launch, Report
 
 REPORT_SECONDS = 1.0
 """How long an agent holds back a report when there is no news: the rate of traffic from an undisturbed node."""
+
+
+REPORT_SHARE = 0.8
+"""Of the time for a hang report, what an agent has: the rest is for the way to it and back."""
 
 
 class AgentLost(Exception):
@@ -76,6 +82,18 @@ class Attempt:
         for place, states in self._answers(asked, self._agent_seconds).items():
             before = self._reports.get(place.node_rank)
             self._reports[place.node_rank] = Report(states, [], before is not None and before.done)
+
+    def evidence(self, seconds: float) -> dict[int, Evidence]:
+        """Where every rank is, by its number, as far as the agents tell within `seconds`. Raises nothing."""
+        import ray
+
+        asked = [place.agent.evidence.remote(REPORT_SHARE * seconds) for place in self._places]
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=seconds)
+        told: dict[int, Evidence] = {}
+        for reference in answered:
+            with suppress(Exception):  # a lost agent; whatever else, it must not keep a run from starting again
+                told |= ray.get(reference)
+        return told
 
     def signal(self, number: int) -> None:
         """Send a signal to every rank."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cluster.evidence import Evidence, pointed_at, ranks_in_words
 from cluster.policy import EXIT_FINISHED, EXIT_RESUME_ME, EXIT_USER_ERROR
 
 STOPPED = ("T", "t")  # /proc/<pid>/status: stopped by a signal, or by a debugger
@@ -24,6 +25,12 @@ class RankState:
     step: int | None  # last step number in the heartbeat, None before the first
     silent_seconds: float  # since the last heartbeat (or the start)
     stale: bool  # silent for longer than allowed
+    out_of_memory: str | None = None  # of a rank that the kernel killed for it: which memory ran out
+
+    @property
+    def stopped(self) -> bool:
+        """By a signal or a debugger."""
+        return self.process_state in STOPPED
 
 
 @dataclass(frozen=True)
@@ -57,29 +64,38 @@ def culprit_of_exit(states: Sequence[RankState]) -> Failure:
         reason = f"rank {first.rank} exited with code {code}"
     else:
         reason = f"rank {first.rank} was killed by {name}"
-        if name == "SIGKILL":
+        if first.out_of_memory is not None:
+            reason += f": the kernel's OOM killer ({first.out_of_memory})"
+        elif name == "SIGKILL":
             reason += " (the kernel does this when memory runs out)"
     return Failure(reason, first.node, first.rank, code if code > 0 else None, name, first.step)
 
 
-def culprit_of_hang(states: Sequence[RankState]) -> Failure:
+def culprit_of_hang(states: Sequence[RankState], evidence: Mapping[int, Evidence] | None = None) -> Failure:
     """Name the rank that the silent ones wait for.
 
     When one rank hangs, all fall silent together, waiting for it in a collective. A stopped process is the cause; else
-    the one at the lowest step; else the one that fell silent first.
+    the one that the ranks' own evidence points to (`evidence.pointed_at`); else the one at the lowest step; else the
+    one that fell silent first.
     """
     silent = [state for state in states if state.stale]
     running = [state for state in states if state.exit_code is None]
-    stopped = [state for state in running if state.process_state in STOPPED]
+    stopped = [state for state in running if state.stopped]
     suspects = stopped or silent
     first = min(suspects, key=lambda s: (-1 if s.step is None else s.step, -s.silent_seconds, s.rank))
-    names = ", ".join(str(state.rank) for state in sorted(silent, key=lambda s: s.rank))
+    said = evidence or {}
+    pointer = None if stopped else pointed_at(said, {state.rank: state.step for state in running})
+    if pointer is not None:
+        first = next(state for state in running if state.rank == pointer.rank)
+    names = ranks_in_words(sorted(state.rank for state in silent))
     longest = max(state.silent_seconds for state in silent)
     at = "before its first heartbeat" if first.step is None else f"at step {first.step}"
-    silence = f"no progress for {longest:.1f} s (rank{'s' if len(silent) > 1 else ''} {names})"
+    silence = f"no progress for {longest:.1f} s ({names})"
     if stopped:
         which = ", ".join(str(state.rank) for state in stopped)
         reason = f"{silence}: rank {which} {'is' if len(stopped) == 1 else 'are'} stopped by a signal, {at}"
+    elif pointer is not None:
+        reason = f"{silence}: rank {first.rank} {pointer.does}, {at}; {pointer.others}"
     elif len(silent) == 1:
         reason = f"rank {first.rank} hangs {at}: {silence}"
     else:

@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cluster.diagnosis import RankState
+from cluster.evidence import Evidence
+from cluster.memory import OomKills
 from cluster.output import LineTail
+from cluster.stacks import Target, collect
 
 TICK_SECONDS = 0.1
 """How often processes and output are looked at: a dead rank is known after this long at most."""
@@ -64,6 +67,7 @@ class _Rank:
     exit_code: int | None = None
     exit_order: int = 0
     stale: bool = False
+    out_of_memory: str | None = None
 
 
 class RankGroup:
@@ -85,6 +89,7 @@ class RankGroup:
         self._started = threading.Event()
         self._error: BaseException | None = None
         self._ended = 0
+        self._oom_kills = OomKills()
         self._thread = threading.Thread(target=self._run, name="ranks", daemon=True)
 
     def start(self) -> list[int]:
@@ -120,9 +125,16 @@ class RankGroup:
                 step=rank.step,
                 silent_seconds=now - rank.beat_at,
                 stale=rank.stale,
+                out_of_memory=rank.out_of_memory,
             )
             for rank in self._ranks
         ]
+
+    def evidence(self, seconds: float) -> dict[int, Evidence]:
+        """Where each running rank is, and what it waits for, by its number; within `seconds`."""
+        running = [state for state in self.states() if state.exit_code is None]
+        targets = [Target(s.rank, s.pid, stacks_file(self._heartbeats, s.rank), s.stopped) for s in running]
+        return collect(targets, seconds)
 
     def signal(self, number: int) -> None:
         """Send a signal to each rank itself: its children (data readers, compilers) are the rank's to end."""
@@ -168,6 +180,7 @@ class RankGroup:
             number = launch.node_rank * launch.ranks_per_node + local_rank
             heartbeat = self._heartbeats / f"rank-{number:05d}"
             heartbeat.unlink(missing_ok=True)
+            stacks_file(self._heartbeats, number).unlink(missing_ok=True)
             log = (Path(launch.log_directory) / f"rank-{number:05d}.log").open("ab", buffering=0)
             log.write(_header(launch, number))
             if number == 0:
@@ -209,6 +222,7 @@ class RankGroup:
             with self._news:
                 rank.exit_order = self._ended
                 rank.exit_code = exit_code
+                rank.out_of_memory = self._oom_kills.of_one_killed() if exit_code == -signal.SIGKILL else None
                 rank.stale = False
                 self._ended += 1
                 self._tell()
@@ -270,8 +284,14 @@ def rank_environment(launch: Launch, local_rank: int, heartbeat: Path) -> dict[s
         MASTER_PORT=str(launch.master_port),
         TRESTLE_ATTEMPT=str(launch.attempt),
         TRESTLE_HEARTBEAT=str(heartbeat),
+        TRESTLE_STACKS=str(stacks_file(heartbeat.parent, launch.node_rank * launch.ranks_per_node + local_rank)),
     )
     return environment
+
+
+def stacks_file(directory: Path, rank: int) -> Path:
+    """Where a rank leaves its stacks when it is asked: beside its heartbeat."""
+    return directory / f"stacks-{rank:05d}"
 
 
 def usable_cores() -> int:

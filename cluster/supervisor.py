@@ -13,8 +13,9 @@ from typing import Any
 
 from cluster.attempt import AgentLost, Attempt
 from cluster.config import ClusterConfig
-from cluster.diagnosis import Failure, culprit_of_exit, culprit_of_hang
+from cluster.diagnosis import Failure, culprit_of_exit
 from cluster.errors import ClusterError
+from cluster.hang import hang_report
 from cluster.placement import Place, Placement, place
 from cluster.policy import EXIT_ENVIRONMENT, EXIT_FINISHED, EXIT_RESUME_ME, EXIT_USER_ERROR, RestartPolicy, Verdict
 from cluster.processes import Launch, usable_cores
@@ -53,14 +54,26 @@ def run(
       RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, NODE_RANK, MASTER_ADDR, MASTER_PORT  as under torchrun
       TRESTLE_ATTEMPT    0, 1, ...
       TRESTLE_HEARTBEAT  a file to replace (atomically) with the current step number whenever there is progress
+      TRESTLE_STACKS     a file for what it says of itself when it hangs, below
       CUDA_VISIBLE_DEVICES  the GPUs reserved on its node, for LOCAL_RANK to choose from; empty where none are
       OMP_NUM_THREADS    its share of the node's cores, unless set here or in `environment`
     and exits with 0, 2 (user mistake: not restarted) or 75 (saved after SIGTERM); anything else is a failure.
     Its output goes to `log_directory`/rank-00000.log on its node; rank 0's lines go to `on_output` too.
 
-    `on_event` gets dicts with "event" (started, failed, restarted, finished, preempted, gave_up), "time" (ISO, UTC),
-    "attempt", and "rank", "node", "reason", "exit_code", "signal", "step" where they apply. "restarted" says in
-    "seconds" how long after the failure was detected the new ranks had been started.
+    When a rank has not beaten for too long, every rank is asked where it is, and the answers lie in `log_directory`/
+    hang-<attempt>-<time>/ beside a report that names the culprit. A rank takes part by two means, each optional:
+      SIGUSR1 makes it append the stacks of all its threads to TRESTLE_STACKS, as Python's faulthandler does (the signal
+        is sent only to a rank that catches it; others' are read with py-spy where Linux allows it);
+      anything written to the FIFO TRESTLE_STACKS.ask, which it makes, makes it write TRESTLE_STACKS.json (atomically),
+        an object with "waiting" (whether it waits for other ranks), and as far as it knows "operation" ("all_reduce"),
+        "group" (a name that means the same on all ranks), "sequence" (counting the group's operations from 1),
+        "members" (the group's ranks), "since_seconds", "entered" (group → the last sequence number that it has
+        entered), "function" (where its main thread is), "last" ({"operation", "group", "sequence"} when not waiting).
+
+    `on_event` gets dicts with "event" (started, failed, restarted, finished, preempted, gave_up; before `failed` for a
+    hang, hang_report with its "path"), "time" (ISO, UTC), "attempt", and "rank", "node", "reason", "exit_code",
+    "signal", "step" where they apply. "restarted" says in "seconds" how long after the failure was detected the new
+    ranks had been started.
 
     SIGTERM, SIGHUP and Ctrl-C ask the ranks to save and leave; a second Ctrl-C ends everything at once. Call it from
     the main thread, or signals go unnoticed. No process and no Ray setting is left behind, whatever happens.
@@ -200,8 +213,9 @@ class _Supervisor:
                     leave_by = time.monotonic() + self._config.grace_seconds
                     attempt.signal(signal.SIGTERM)
                 elif attempt.hung:
-                    attempt.refresh()
-                    return culprit_of_hang(attempt.states)
+                    failure, report = hang_report(attempt, self.attempts - 1, self._log_directory)
+                    self._tell("hang_report", **report)
+                    return failure
             elif time.monotonic() > leave_by:
                 late = next(state for state in attempt.states if state.exit_code is None)
                 reason = f"rank {late.rank} had not saved {self._config.grace_seconds:g} s after SIGTERM"

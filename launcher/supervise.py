@@ -91,6 +91,8 @@ def _line(event: Mapping[str, Any]) -> str | None:
     """What the console says of an event; the others are seen by what follows them."""
     if event["event"] == "failed":
         return f"attempt {event['attempt']} failed: {event.get('reason', 'no reason known')}"
+    if event["event"] == "hang_report":
+        return str(event.get("problem", f"hang report: {event['path']}/report.txt"))
     if event["event"] == "restarted":
         return f"started again (attempt {event['attempt']}, {event['ranks']} ranks on {', '.join(event['nodes'])})"
     return None

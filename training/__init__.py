@@ -2,7 +2,8 @@
 nodes.
 
 Open
-- `worker` for a rank from start to exit code, `process` for what it takes from its environment;
+- `worker` for a rank from start to exit code, `process` for what it takes from its environment,
+  `stacks` for what it says of itself while it hangs;
 - `trainer` for the loop, `position` for what it counts, `batches` for its data;
 - `inputs/` for what differs between text and image-text pairs: stream, micro-batches, looks. `validation` and `samples`
   look at text, `pair_validation` and `evaluation/` at pairs: held-out loss, retrieval, zero-shot, probes, pictures;

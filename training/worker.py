@@ -15,6 +15,11 @@ import os
 import sys
 from pathlib import Path
 
+from training import stacks
+
+if __name__ == "__main__":
+    stacks.listen(os.environ)  # before the imports below, which take seconds and may themselves hang (a dead mount)
+
 import torch
 import torch.distributed as dist
 
@@ -39,6 +44,7 @@ GROUP_TIMEOUT_SECONDS = 1800.0
 
 def main(arguments: list[str]) -> int:
     """Run one rank and return its exit code; mistakes are one line on stderr."""
+    stacks.listen(os.environ)
     level = os.environ.get("TRESTLE_LOG", "WARNING").upper()
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     if not arguments or arguments[0] in ("-h", "--help"):

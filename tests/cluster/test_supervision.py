@@ -54,11 +54,15 @@ def test_a_killed_rank_is_named_and_all_ranks_are_started_again(nodes: Nodes, tm
 def test_a_stopped_rank_is_found_within_its_deadline_and_named(nodes: Nodes, tmp_path: Path) -> None:
     ran = run_ranks(nodes, tmp_path, "stop-once", nodes=2, heartbeat_seconds=2.0, teardown_seconds=0.2)
     assert ran.outcome.exit_code == 0
-    assert ran.names == ["started", "failed", "restarted", "finished"]
-    failed = ran.events[1]
-    assert (failed["rank"], failed["node"]) == (1, NODES[1])
+    assert ran.names == ["started", "hang_report", "failed", "restarted", "finished"]
+    report, failed = ran.events[1:3]
+    assert (failed["rank"], failed["node"]) == (report["rank"], report["node"]) == (1, NODES[1])
     assert "rank 1 is stopped by a signal, at step 0" in failed["reason"]
-    started_at, failed_at = (datetime.fromisoformat(event["time"]) for event in ran.events[:2])
+    folder = Path(report["path"])
+    assert folder.parent == ran.logs and folder.name.startswith("hang-0-") and "problem" not in report
+    assert failed["reason"] in (folder / "report.txt").read_text()
+    assert f"rank     1 on {NODES[1]}, process " in (folder / "rank-00001.txt").read_text()
+    started_at, failed_at = (datetime.fromisoformat(ran.events[i]["time"]) for i in (0, 2))
     assert 2.0 <= (failed_at - started_at).total_seconds() < 30.0
 
 

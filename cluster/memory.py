@@ -1,0 +1,87 @@
+"""Whether the kernel killed a process because memory ran out, by the counters that it keeps: no look at its log."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path("/")
+UNLIMITED = 1 << 60
+"""Limits from here on are none: cgroup v1 writes the largest multiple of a page."""
+
+
+class OomKills:
+    """Counts the processes of this process's cgroup that the out-of-memory killer has ended since this was made."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._root = root
+        self._seen = _count(root)
+
+    def of_one_killed(self) -> str | None:
+        """Which memory ran out, if the counter has risen: `cgroup memory limit 8.0 GiB`. One kill explains one process.
+
+        None where it has not, or there is no counter.
+        """
+        count = _count(self._root)
+        if count is None or self._seen is None or count <= self._seen:
+            return None
+        self._seen += 1
+        limit = memory_limit(self._root)
+        if limit is not None:
+            return f"cgroup memory limit {_gib(limit)}"
+        return f"the machine's memory of {_gib(machine_memory(self._root))} ran out"
+
+
+def memory_limit(root: Path = ROOT) -> int | None:
+    """Bytes: the smallest limit of this process's memory cgroup and those above it; None where none is set."""
+    limits = []
+    for folder in _cgroup(root):
+        for name in ("memory.max", "memory.limit_in_bytes"):  # version 2, version 1
+            with suppress(OSError, ValueError):
+                limits.append(int((folder / name).read_text()))
+    return min((limit for limit in limits if limit < UNLIMITED), default=None)
+
+
+def machine_memory(root: Path = ROOT) -> int:
+    """Bytes of this machine; 0 where it is not told."""
+    return 1024 * (_field(root / "proc/meminfo", "MemTotal:") or 0)
+
+
+def _count(root: Path) -> int | None:
+    for folder in _cgroup(root):
+        for name in ("memory.events", "memory.oom_control"):  # version 2, version 1
+            count = _field(folder / name, "oom_kill")
+            if count is not None:
+                return count
+    return _field(root / "proc/vmstat", "oom_kill")  # outside any cgroup: those of the whole machine
+
+
+def _cgroup(root: Path) -> list[Path]:
+    """The folders of this process's memory cgroup, its own first, then those above, as far as they can be seen."""
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if "memory" in controllers.split(","):
+                return _upwards(root / "sys/fs/cgroup/memory", path)
+        return _upwards(root / "sys/fs/cgroup", path)
+    return []
+
+
+def _upwards(mount: Path, path: str) -> list[Path]:
+    # In a container the path may be the host's, of which only the mount's own folder can be seen.
+    below = mount / path.lstrip("/")
+    chain = [below, *below.parents]
+    return [folder for folder in chain if folder == mount or mount in folder.parents]
+
+
+def _field(path: Path, name: str) -> int | None:
+    with suppress(OSError, ValueError):
+        for line in path.read_text().splitlines():
+            words = line.split()
+            if len(words) >= 2 and words[0] == name:
+                return int(words[1])
+    return None
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
