@@ -16,7 +16,7 @@ from cluster.stacks import Target, collect
 
 ROOT = Path(__file__).parents[2]
 LISTENS = """
-import os, sys, threading, time
+import ctypes, os, sys, time
 from training import stacks
 stacks.listen(os.environ)
 def sits_here():
@@ -24,7 +24,7 @@ def sits_here():
     time.sleep(600)
 def holds_the_interpreter_lock():
     sys.setswitchinterval(1e6)
-    print("ready", flush=True)
+    ctypes.PyDLL(None).write(1, b"ready\\n", 6)  # print would let go of the lock
     sum(iter(int, 1))
 """
 DEAF = "import time\ndef deaf():\n    print('ready', flush=True)\n    time.sleep(600)\ndeaf()"
@@ -56,7 +56,7 @@ def test_a_rank_that_listens_tells_where_it_is_and_that_it_waits_for_nobody(tmp_
     with rank(tmp_path, LISTENS + "sits_here()") as target:
         first, seconds = asked(target)
         second, _ = asked(target)
-    assert first.waiting is False and first.function == "sits_here (<string>:7)"
+    assert first.waiting is False and str(first.function).startswith("sits_here (<string>:")
     assert first.source == "written by the rank itself" and "in sits_here" in first.stacks
     assert seconds < 5.0  # it does not use up its time
     assert second.stacks.count("in sits_here") == 1  # and shows no earlier answer again
