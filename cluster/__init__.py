@@ -4,14 +4,16 @@ Start with `supervisor.run`, which the launcher calls; then, from the outside in
 
 - `config`       what a recipe's `cluster:` section may say
 - `supervisor`   attempt after attempt, events, signals, the final `Outcome`
-- `policy`       what exit codes mean, and when to start again (pure)
+- `policy`       what exit codes mean, and what to do about a failure (pure)
+- `resizing`     which nodes carry the next attempt: waits, shrinks, grows; `sizes` (pure) says how far and when
+- `pool`         the nodes that a run holds, spare ones included
 - `diagnosis`    which rank is to blame for a failure or a hang (pure)
 - `evidence`     what ranks say of themselves in a hang, and whom it points to (pure); `stacks` asks a node's ranks,
                  `hang` all of them, and writes the report
 - `memory`       whether the kernel killed a rank because memory ran out
 - `session`      a connection to Ray: private, or joined by address
 - `local`        the private Ray: loopback, token, no traces; all of Ray's internals that we touch
-- `placement`    one bundle and one agent a node, ranks in order of (node, device)
+- `placement`    one bundle and one agent a node, reserved together, in order of address
 - `preview`      which nodes a run would get now
 - `attempt`      all ranks of one attempt, seen through the agents
 - `agent`        the actor on each node

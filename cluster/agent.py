@@ -77,8 +77,10 @@ class Agent:
         self._running().signal(number)
 
     def stop(self, grace_seconds: float) -> Report:
-        """End the ranks and tell how they ended, with the last of rank 0's output."""
-        group = self._running()
+        """End the ranks, if any were started, and tell how they ended, with the last of rank 0's output."""
+        group = self._group
+        if group is None:
+            return Report([], [], True)
         group.stop(grace_seconds)
         return group.report(0.0)
 

@@ -10,7 +10,7 @@ from typing import Any
 from cluster.diagnosis import RankState, highest_step
 from cluster.errors import ClusterError
 from cluster.evidence import Evidence
-from cluster.placement import Place, Placement
+from cluster.placement import Place
 from cluster.policy import Verdict, judge
 from cluster.processes import Launch, Report
 
@@ -37,8 +37,8 @@ class Attempt:
     cost for the supervisor is one message per node and second. Every method may raise `AgentLost`.
     """
 
-    def __init__(self, placement: Placement, agent_seconds: float, on_output: Callable[[str], None]) -> None:
-        self._places = placement.places
+    def __init__(self, places: Sequence[Place], agent_seconds: float, on_output: Callable[[str], None]) -> None:
+        self._places = list(places)
         self._agent_seconds = agent_seconds
         self._on_output = on_output
         self._reports: dict[int, Report] = {}
@@ -95,6 +95,11 @@ class Attempt:
                 told |= ray.get(reference)
         return told
 
+    def forget(self, place: Place) -> None:
+        """Leave a lost node out of all that follows."""
+        self._places.remove(place)
+        self._pending = {reference: asked for reference, asked in self._pending.items() if asked[0] != place}
+
     def signal(self, number: int) -> None:
         """Send a signal to every rank."""
         self._answers({place: place.agent.signal.remote(number) for place in self._places}, self._agent_seconds)
@@ -115,6 +120,12 @@ class Attempt:
     def highest_step(self) -> int | None:
         """The furthest step that any rank has reported in this attempt."""
         return highest_step(self.states)
+
+    @property
+    def all_in_step(self) -> bool:
+        """True when every rank has told of a step, so that it is ready to be asked to save."""
+        states = self.states
+        return len(self._reports) == len(self._places) and all(state.step is not None for state in states)
 
     @property
     def hung(self) -> bool:

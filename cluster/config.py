@@ -17,6 +17,13 @@ class ClusterConfig:
     """This machine's own address in the joined cluster, where it has several; null lets Ray find it."""
     nodes: int = 1
     """Number of nodes; each gets the same number of ranks."""
+    min_nodes: int | None = None
+    """Go on with as few as this when nodes are lost; null: as few as the batch and the layout allow, once started on
+    all; the same as `nodes`: never with fewer. Given as a number, a run also starts on so few."""
+    grow: bool = True
+    """Save and go on with more nodes, up to `nodes`, when lost ones have come back."""
+    grow_seconds: float = 30.0
+    """Not sooner than this after the number of nodes or the nodes at hand have changed; longer after a try failed."""
     ranks_per_node: int = 1
     """Ranks (processes) on each node. A multiple of the tensor-parallel size."""
     gpus_per_rank: int | None = None
@@ -34,7 +41,7 @@ class ClusterConfig:
     connect_seconds: float = 30.0
     """How long to try to reach a head, and to wait for the nodes asked for, at the start."""
     node_return_seconds: float = 300.0
-    """How long to wait for a lost node (or a spare one) before giving up."""
+    """How long to wait for a lost node (or a spare one) before going on with fewer, or giving up."""
     agent_seconds: float = 30.0
     """A node whose agent has not answered for this long counts as lost."""
 
@@ -50,7 +57,11 @@ class ClusterConfig:
         for name in ("heartbeat_seconds", "start_seconds", "connect_seconds", "agent_seconds"):
             if not getattr(self, name) > 0:
                 raise UserError(f"cluster.{name} is {getattr(self, name)}; it must be more than 0")
-        for name in ("grace_seconds", "teardown_seconds", "node_return_seconds"):
+        if self.min_nodes is not None and not 1 <= self.min_nodes <= self.nodes:
+            raise UserError(
+                f"cluster.min_nodes is {self.min_nodes}; it must be from 1 to cluster.nodes ({self.nodes}), or null"
+            )
+        for name in ("grace_seconds", "teardown_seconds", "node_return_seconds", "grow_seconds"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"cluster.{name} is {getattr(self, name)}; it must be 0 or more")
         if self.address is None and self.nodes > 1:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.evidence import Evidence, pointed_at, ranks_in_words
-from cluster.policy import EXIT_FINISHED, EXIT_RESUME_ME, EXIT_USER_ERROR
+from cluster.policy import EXIT_FINISHED, EXIT_RESUME_ME, EXIT_USER_ERROR, Kind
 
 STOPPED = ("T", "t")  # /proc/<pid>/status: stopped by a signal, or by a debugger
 
@@ -43,6 +43,15 @@ class Failure:
     exit_code: int | None = None
     signal: str | None = None
     step: int | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What the policy wants to know of it."""
+        if self.rank is None:
+            return Kind.LOST
+        if self.exit_code == EXIT_USER_ERROR:
+            return Kind.USER_ERROR
+        return Kind.HANG if self.exit_code is None and self.signal is None else Kind.EXIT
 
 
 def highest_step(states: Sequence[RankState]) -> int | None:

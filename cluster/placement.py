@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.agent import Agent
@@ -13,7 +13,6 @@ from cluster.config import ClusterConfig
 from cluster.errors import ImpossiblePlacement, NodesUnavailable
 
 POLL_SECONDS = 0.2
-CLOSE_SECONDS = 5.0
 AGENT_START_SECONDS = 60.0
 
 
@@ -39,6 +38,14 @@ class Bundle:
 
 
 @dataclass(frozen=True)
+class Slot:
+    """One bundle of a reservation. When its node dies, Ray reserves another for it as soon as there is one."""
+
+    group: Any
+    index: int
+
+
+@dataclass(frozen=True)
 class Place:
     """One node of a run, with its agent's actor handle."""
 
@@ -46,27 +53,7 @@ class Place:
     address: str
     node_id: str
     agent: Any
-
-
-@dataclass(frozen=True)
-class Placement:
-    """The nodes of an attempt in rank order, and Ray's reservation of them."""
-
-    places: list[Place]
-    bundle: Bundle
-    group: Any
-
-    def release(self, lost: Place | None = None) -> None:
-        """End the agents, and with them any rank that is left, and give the nodes back; `lost` is not waited for."""
-        import ray
-        from ray.util import remove_placement_group
-
-        closing = [place.agent.close.remote() for place in self.places if place is not lost]
-        if closing:
-            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
-        for place in self.places:
-            ray.kill(place.agent)
-        remove_placement_group(self.group)
+    slot: Slot
 
 
 def fit(offers: Sequence[Offer], config: ClusterConfig) -> Bundle:
@@ -120,8 +107,10 @@ def living_nodes() -> list[Offer]:
     return sorted(offers, key=lambda offer: address_order(offer.address))
 
 
-def place(config: ClusterConfig, scratch: str | None, seconds: float, check: Callable[[], None]) -> Placement:
-    """Reserve `config.nodes` distinct nodes and start an agent on each, waiting up to `seconds` for them.
+def reserve(
+    config: ClusterConfig, scratch: str | None, seconds: float, check: Callable[[], None]
+) -> tuple[Bundle, list[Place]]:
+    """Reserve `config.nodes` distinct nodes, all or none, and start an agent on each, waiting up to `seconds` for them.
 
     A private Ray never grows, so that there what does not fit is refused at once. `check` is called while waiting;
     what it raises ends the wait.
@@ -141,7 +130,7 @@ def place(config: ClusterConfig, scratch: str | None, seconds: float, check: Cal
             group = _reserve(bundle, config.nodes, min(deadline, time.monotonic() + 10.0), check)
             if group is not None:
                 try:
-                    return Placement(_start_agents(group, config, bundle, scratch), bundle, group)
+                    return bundle, _start_agents(group, config.nodes, bundle, scratch)
                 except NodesUnavailable:  # a node died meanwhile
                     remove_placement_group(group)
                     if time.monotonic() >= deadline:
@@ -171,20 +160,11 @@ def _reserve(bundle: Bundle, nodes: int, deadline: float, check: Callable[[], No
     return group if ready else None
 
 
-def _start_agents(group: Any, config: ClusterConfig, bundle: Bundle, scratch: str | None) -> list[Place]:
+def _start_agents(group: Any, nodes: int, bundle: Bundle, scratch: str | None) -> list[Place]:
     import ray
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    actor: Any = ray.remote(_NodeAgent)
-    agents: list[Any] = [
-        actor.options(
-            num_cpus=bundle.cpus,
-            num_gpus=bundle.gpus,
-            max_concurrency=Agent.THREADS,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
-        ).remote(scratch)
-        for index in range(config.nodes)
-    ]
+    slots = [Slot(group, index) for index in range(nodes)]
+    agents = [start_agent(slot, bundle, scratch) for slot in slots]
     try:
         where = ray.get([agent.where.remote() for agent in agents], timeout=AGENT_START_SECONDS)
     except (ray.exceptions.RayError, TimeoutError) as error:
@@ -192,8 +172,32 @@ def _start_agents(group: Any, config: ClusterConfig, bundle: Bundle, scratch: st
             ray.kill(agent)
         text = " ".join(str(error).split())[:300]
         raise NodesUnavailable(f"an agent did not start on one of the nodes: {text}") from error
-    found = sorted(zip(where, agents, strict=True), key=lambda pair: (address_order(pair[0][0]), pair[0][1]))
-    return [Place(rank, address, node_id, agent) for rank, ((address, node_id), agent) in enumerate(found)]
+    return in_order(
+        [
+            Place(0, address, node, agent, slot)
+            for (address, node), agent, slot in zip(where, agents, slots, strict=True)
+        ]
+    )
+
+
+def start_agent(slot: Slot, bundle: Bundle, scratch: str | None) -> Any:
+    """The handle of a new agent on the node of a slot; it answers when there is one."""
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    actor: Any = ray.remote(_NodeAgent)
+    return actor.options(
+        num_cpus=bundle.cpus,
+        num_gpus=bundle.gpus,
+        max_concurrency=Agent.THREADS,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(slot.group, placement_group_bundle_index=slot.index),
+    ).remote(scratch)
+
+
+def in_order(places: Sequence[Place]) -> list[Place]:
+    """The places as nodes 0, 1, ... in order of address."""
+    found = sorted(places, key=lambda place: (address_order(place.address), place.node_id))
+    return [replace(place, node_rank=rank) for rank, place in enumerate(found)]
 
 
 def address_order(address: str) -> tuple[int, int, str]:

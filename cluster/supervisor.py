@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +14,19 @@ from typing import Any
 from cluster.attempt import AgentLost, Attempt
 from cluster.config import ClusterConfig
 from cluster.diagnosis import Failure, culprit_of_exit
-from cluster.errors import ClusterError
 from cluster.hang import hang_report
-from cluster.placement import Place, Placement, place
-from cluster.policy import EXIT_ENVIRONMENT, EXIT_FINISHED, EXIT_RESUME_ME, EXIT_USER_ERROR, RestartPolicy, Verdict
+from cluster.placement import Place
+from cluster.policy import (
+    EXIT_ENVIRONMENT,
+    EXIT_FINISHED,
+    EXIT_RESUME_ME,
+    EXIT_USER_ERROR,
+    Action,
+    FailurePolicy,
+    Verdict,
+)
 from cluster.processes import Launch, usable_cores
+from cluster.resizing import NodesGone, Roster
 from cluster.session import Session, open_session
 from cluster.signals import StopRequests
 
@@ -47,8 +55,12 @@ def run(
     log_directory: Path,
     on_event: Callable[[Event], None],
     on_output: Callable[[str], None],
+    node_counts: Sequence[int] = (),
 ) -> Outcome:
     """Run `command` as `nodes * ranks_per_node` ranks until all have finished, restarting all after a failure.
+
+    `node_counts` are the numbers of nodes, other than `config.nodes`, on which the command can go on: with fewer when
+    nodes are lost, with more when others have come. WORLD_SIZE then differs from attempt to attempt.
 
     Every rank gets `environment` and
       RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, NODE_RANK, MASTER_ADDR, MASTER_PORT  as under torchrun
@@ -70,10 +82,11 @@ def run(
         "members" (the group's ranks), "since_seconds", "entered" (group → the last sequence number that it has
         entered), "function" (where its main thread is), "last" ({"operation", "group", "sequence"} when not waiting).
 
-    `on_event` gets dicts with "event" (started, failed, restarted, finished, preempted, gave_up; before `failed` for a
-    hang, hang_report with its "path"), "time" (ISO, UTC), "attempt", and "rank", "node", "reason", "exit_code",
-    "signal", "step" where they apply. "restarted" says in "seconds" how long after the failure was detected the new
-    ranks had been started.
+    `on_event` gets dicts with "event" (started, failed, restarted, resized, finished, preempted, gave_up; before
+    `failed` for a hang, hang_report with its "path"), "time" (ISO, UTC), "attempt", and "rank", "node", "reason",
+    "exit_code", "signal", "step" where they apply. "failed" says in "decision" what is done about it, "restarted" in
+    "seconds" how long after the failure was detected the new ranks had been started; "resized" comes before it when the
+    number of nodes is another: "from", "to" and "nodes".
 
     SIGTERM, SIGHUP and Ctrl-C ask the ranks to save and leave; a second Ctrl-C ends everything at once. Call it from
     the main thread, or signals go unnoticed. No process and no Ray setting is left behind, whatever happens.
@@ -88,7 +101,7 @@ def run(
             with open_session(config, cores, on_close=stop.shield) as session:
                 stop.catch()
                 supervisor = _Supervisor(
-                    command, config, environment, log_directory, on_event, on_output, session, stop
+                    command, config, environment, log_directory, on_event, on_output, node_counts, session, stop
                 )
                 return supervisor.run()
         except KeyboardInterrupt:
@@ -109,6 +122,7 @@ class _Supervisor:
         log_directory: Path,
         on_event: Callable[[Event], None],
         on_output: Callable[[str], None],
+        node_counts: Sequence[int],
         session: Session,
         stop: StopRequests,
     ) -> None:
@@ -119,55 +133,46 @@ class _Supervisor:
         self._log_directory = log_directory.absolute()
         self._on_event = on_event
         self._on_output = on_output
-        self._scratch = None if session.scratch is None else str(session.scratch)
         self._stop = stop
-        self._policy = RestartPolicy(config.max_restarts)
-        self._placement: Placement | None = None
+        self._policy = FailurePolicy(config.max_restarts)
+        scratch = None if session.scratch is None else str(session.scratch)
+        self._roster = Roster(config, node_counts, scratch, self._check_stop)
+        self._resizing = False  # the ranks have been asked to save because more nodes can be used
 
     def run(self) -> Outcome:
         """Attempt after attempt, until one of them or the policy ends the run."""
         detected = None
         try:
             while True:
-                if self._placement is None:
-                    self._placement = self._place(again=detected is not None)
-                attempt = Attempt(self._placement, self._config.agent_seconds, self._on_output)
+                attempt = Attempt(self._roster.choose(), self._config.agent_seconds, self._on_output)
                 try:
-                    self._start(attempt, self._placement, detected)
+                    self._start(attempt, detected)
                     end = self._watch(attempt)
                     detected = time.monotonic()
                     end = self._settle(attempt, end)
                 except AgentLost as lost:
                     detected = time.monotonic()
                     end = Failure(str(lost), lost.place.address, step=attempt.highest_step)
-                    self._drop_placement(lost.place)
+                    self._clear_away(attempt, lost.place)
                 outcome = self._conclude(attempt, end, time.monotonic() - detected)
                 if outcome is not None:
                     return outcome
         except _Stopped:
             return self._stopped()
-        except _NodesGone as gone:
+        except NodesGone as gone:
             return self._give_up(str(gone))
         finally:
             self._stop.shield()
-            self._drop_placement()
+            self._roster.pool.close()
 
-    def _place(self, *, again: bool) -> Placement:
-        wait = self._config.node_return_seconds if again else self._config.connect_seconds
-        try:
-            return place(self._config, self._scratch, wait, self._check_stop)
-        except ClusterError as error:
-            if again:
-                raise _NodesGone(f"no nodes to restart on after {wait:g} s: {error}") from error
-            raise
-
-    def _start(self, attempt: Attempt, placement: Placement, detected: float | None) -> None:
+    def _start(self, attempt: Attempt, detected: float | None) -> None:
         self._check_stop()
         number = self.attempts
         self.attempts += 1
-        config = self._config
+        self._resizing = False
+        config, places, gpus = self._config, self._roster.used, self._roster.pool.bundle.gpus
         address, port = attempt.choose_master()
-        world_size = len(placement.places) * config.ranks_per_node
+        world_size = len(places) * config.ranks_per_node
         common = Launch(
             command=self._command,
             working_directory=os.getcwd(),
@@ -177,21 +182,24 @@ class _Supervisor:
             node="",
             node_rank=0,
             ranks_per_node=config.ranks_per_node,
-            gpus=placement.bundle.gpus,
+            gpus=gpus,
             world_size=world_size,
             master_address=address,
             master_port=port,
             heartbeat_seconds=config.heartbeat_seconds,
             start_seconds=config.start_seconds,
         )
-        attempt.start([replace(common, node=at.address, node_rank=at.node_rank) for at in placement.places])
+        attempt.start([replace(common, node=at.address, node_rank=at.node_rank) for at in places])
         details: Event = {
-            "nodes": [at.address for at in placement.places],
+            "nodes": [at.address for at in places],
             "ranks": world_size,
             "ranks_per_node": config.ranks_per_node,
-            "gpus_per_node": placement.bundle.gpus,
+            "gpus_per_node": gpus,
             "master": f"{address}:{port}",
         }
+        if len(places) != (self._roster.former or config.nodes):
+            sizes = {"from": self._roster.former or config.nodes, "to": len(places)}
+            self._tell("resized", **sizes, nodes=details["nodes"], ranks=world_size)
         if detected is None:
             self._tell("started", **details)
         else:
@@ -209,7 +217,8 @@ class _Supervisor:
                 attempt.refresh()
                 return culprit_of_exit(attempt.states)
             if leave_by is None:
-                if self._stop.received is not None or verdict is Verdict.LEAVING:
+                self._resizing = attempt.all_in_step and self._roster.larger() is not None
+                if self._stop.received is not None or verdict is Verdict.LEAVING or self._resizing:
                     leave_by = time.monotonic() + self._config.grace_seconds
                     attempt.signal(signal.SIGTERM)
                 elif attempt.hung:
@@ -230,26 +239,55 @@ class _Supervisor:
             return culprit_of_exit(attempt.states)
         return end
 
+    def _clear_away(self, attempt: Attempt, lost: Place | None) -> None:
+        """The same after a node was lost; the others may follow it."""
+        while lost is not None:
+            self._roster.pool.lose(lost)
+            attempt.forget(lost)
+            try:
+                attempt.stop(self._config.teardown_seconds)
+                lost = None
+            except AgentLost as another:
+                lost = another.place
+
     def _conclude(self, attempt: Attempt, end: Verdict | Failure, teardown: float) -> Outcome | None:
         """Tell what has happened and decide; None: start again."""
+        step = attempt.highest_step
         if end is Verdict.FINISHED:
-            self._tell("finished", step=attempt.highest_step)
+            self._tell("finished", step=step)
             return Outcome(EXIT_FINISHED, self.attempts, "all ranks finished")
+        if end is Verdict.PREEMPTED and self._resizing and self._stop.received is None:
+            if self._policy.reached(step):
+                self._roster.progressed()
+            return None
         if end is Verdict.PREEMPTED:
-            self._tell("preempted", step=attempt.highest_step, saved=True, signal=self._stop_signal())
+            self._tell("preempted", step=step, saved=True, signal=self._stop_signal())
             return Outcome(EXIT_RESUME_ME, self.attempts, "saved and stopped on request; resume to continue")
         assert isinstance(end, Failure)
-        details = {name: value for name, value in asdict(end).items() if value is not None}
         if self._stop.received is not None:
             return self._stopped(end)
-        self._tell("failed", **details, teardown_seconds=round(teardown, 3))
-        if end.exit_code == EXIT_USER_ERROR:
-            return Outcome(EXIT_USER_ERROR, self.attempts, f"{end.reason} (a mistake in its input); {self._see(end)}")
-        if self._policy.restart_after(attempt.highest_step):
-            return None
-        used = self._policy.used
-        restarts = f"{used} restart{'' if used == 1 else 's'}"
-        return self._give_up(f"{end.reason}, after {restarts} without progress; {self._see(end)}")
+        return self._after_failure(end, step, teardown)
+
+    def _after_failure(self, failure: Failure, step: int | None, teardown: float) -> Outcome | None:
+        roster, used = self._roster, self._policy.used
+        decision = self._policy.decide(
+            failure.kind,
+            failure.node,
+            step,
+            spare=roster.pool.has_spare(roster.used),
+            smaller=roster.smaller(failure.node),
+            grown=roster.grown,
+        )
+        details = {name: value for name, value in asdict(failure).items() if value is not None}
+        self._tell("failed", **details, decision=decision.action.value, teardown_seconds=round(teardown, 3))
+        if failure.exit_code == EXIT_USER_ERROR:
+            reason = f"{failure.reason} (a mistake in its input); {self._see(failure)}"
+            return Outcome(EXIT_USER_ERROR, self.attempts, reason)
+        if decision.action is Action.GIVE_UP:
+            restarts = f"{used} restart{'' if used == 1 else 's'}"
+            return self._give_up(f"{failure.reason}, after {restarts} without progress; {self._see(failure)}")
+        roster.failed(decision)
+        return None
 
     def _give_up(self, reason: str) -> Outcome:
         self._tell("gave_up", reason=reason)
@@ -277,15 +315,6 @@ class _Supervisor:
     def _tell(self, event: str, **details: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._on_event({"event": event, "time": now, "attempt": self.attempts - 1, **details})
-
-    def _drop_placement(self, lost: Place | None = None) -> None:
-        if self._placement is not None:
-            placement, self._placement = self._placement, None
-            placement.release(lost)
-
-
-class _NodesGone(Exception):
-    """Nodes were lost and have not come back in time."""
 
 
 def _with_threads(environment: dict[str, str]) -> dict[str, str]:

@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.errors import BadConfig
 from data_pipeline.locations import is_remote
 from launcher.dry_run import say_short
 from launcher.errors import UserError
 from launcher.job import Job
 from launcher.run_folder import RunFolder
+from modeling.errors import ModelError
+from training.errors import RecipeError
 from training.metrics.events import EventLog
-from training.recipe import Recipe
+from training.recipe import Recipe, check
 
 if TYPE_CHECKING:
     from data_pipeline.mixed_stream import MixedStream
@@ -77,6 +80,7 @@ def supervise(folder: RunFolder, job: Job) -> int:
             log_directory=folder.logs,
             on_event=on_event,
             on_output=lambda line: print(line, flush=True),
+            node_counts=node_counts(job),
         )
     if outcome.exit_code == 0:
         print(closing_words(folder))
@@ -87,12 +91,32 @@ def supervise(folder: RunFolder, job: Job) -> int:
     return outcome.exit_code
 
 
+def node_counts(job: Job) -> list[int]:
+    """On how many nodes, fewer than asked for, the same run can go on: largest first.
+
+    The layout and the global batch stay, and each rank accumulates more micro-batches. Whether the numbers divide is
+    what the recipe's own check says.
+    """
+    recipe, cluster = job.recipe, job.cluster
+    found = []
+    for nodes in range(cluster.nodes - 1, 0, -1):
+        try:
+            check(recipe, nodes * cluster.ranks_per_node)
+        except (RecipeError, ModelError, BadConfig):
+            continue
+        found.append(nodes)
+    return found
+
+
 def _line(event: Mapping[str, Any]) -> str | None:
     """What the console says of an event; the others are seen by what follows them."""
     if event["event"] == "failed":
         return f"attempt {event['attempt']} failed: {event.get('reason', 'no reason known')}"
     if event["event"] == "hang_report":
         return str(event.get("problem", f"hang report: {event['path']}/report.txt"))
+    if event["event"] == "resized" and "from" in event:
+        nodes = f"{event['to']} node{'' if event['to'] == 1 else 's'}"
+        return f"on {nodes} instead of {event['from']}, {event['ranks']} ranks; the global batch stays"
     if event["event"] == "restarted":
         return f"started again (attempt {event['attempt']}, {event['ranks']} ranks on {', '.join(event['nodes'])})"
     return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def nodes() -> Iterator[Nodes]:
     local = LocalRay()  # only for its private directory and settings
     before = dict(os.environ)
     os.environ.update(local.environment(), RAY_TMPDIR=str(local.root))
+    os.environ.update(RAY_health_check_period_ms="500")  # 3000 by default: a killed node is missed after five of them
     (local.root / "ray").mkdir()
     forget_cached_settings()
     from ray.cluster_utils import Cluster
@@ -59,7 +61,9 @@ def nodes() -> Iterator[Nodes]:
         yield started
     finally:
         local.stop(lambda: None if cluster is None else cluster.shutdown())
-        left = {process for process in holders_of(str(local.root)) if process.pid != os.getpid()}
+        deadline = time.monotonic() + 30.0  # the helpers of a killed node notice by and by that it is gone
+        while (left := holders_of(str(local.root))) and time.monotonic() < deadline:
+            time.sleep(0.1)
         os.environ.clear()
         os.environ.update(before)
         assert not left
@@ -79,7 +83,9 @@ class Ran:
         return [event["event"] for event in self.events]
 
 
-def run_ranks(ray: Nodes, tmp_path: Path, behaviour: str, on_event: Any = None, **settings: Any) -> Ran:
+def run_ranks(
+    ray: Nodes, tmp_path: Path, behaviour: str, on_event: Any = None, node_counts: Sequence[int] = (), **settings: Any
+) -> Ran:
     """Run `rank.py behaviour` on the shared nodes."""
     import sys
 
@@ -100,6 +106,7 @@ def run_ranks(ray: Nodes, tmp_path: Path, behaviour: str, on_event: Any = None, 
         log_directory=tmp_path / "logs",
         on_event=tell,
         on_output=output.append,
+        node_counts=node_counts,
     )
     assert not tree_of(str(RANK)), "a rank was left behind"
     return Ran(outcome, events, output, tmp_path / "logs")

@@ -33,6 +33,8 @@ def wait_for_ever() -> None:
 
 def behave(behaviour: str) -> None:
     """Do what the test asked for; returning means exit code 0."""
+    if behaviour == "fail-when-first-grown" and ATTEMPT == 2:
+        sys.exit(3)
     beat(0)
     if behaviour == "tell":
         told = {name: os.environ.get(name) for name in NAMES}
@@ -68,6 +70,13 @@ def behave(behaviour: str) -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
         print(f"ready {os.getpid()}", flush=True)
         wait_for_ever()
+    elif behaviour == "fail-when-first-grown":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+        if ATTEMPT < 2 or os.environ["WORLD_SIZE"] == "1":
+            wait_for_ever()
+    elif behaviour == "fail-twice":
+        if ATTEMPT < 2:
+            sys.exit(3)
     elif behaviour == "ignore-term":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         print(f"ready {os.getpid()}", flush=True)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.diagnosis import RankState, culprit_of_exit, culprit_of_hang
 from cluster.evidence import Evidence
-from cluster.policy import RestartPolicy, Verdict, judge
+from cluster.policy import Action, Decision, FailurePolicy, Kind, Verdict, judge
+
+RESTART, ELSEWHERE, SHRINK, GIVE_UP = Action.RESTART, Action.RESTART_ELSEWHERE, Action.SHRINK, Action.GIVE_UP
 
 
 @pytest.mark.parametrize(
@@ -29,23 +35,88 @@ def test_exit_codes_decide_what_an_attempt_was(exit_codes: list[int | None], ver
     assert judge(exit_codes) is verdict
 
 
+def decide(policy: FailurePolicy, step: int | None, node: str | None = None, **more: Any) -> Action:
+    """The decision about a rank's exit, each time on another node unless one is named."""
+    policy_node = node or f"node-{sum(policy.on_node.values())}"
+    known: dict[str, Any] = {"kind": Kind.EXIT, "spare": False, "smaller": False, **more}
+    return policy.decide(known.pop("kind"), policy_node, step, **known).action
+
+
 def test_restarts_run_out_without_progress() -> None:
-    policy = RestartPolicy(max_restarts=2)
-    assert [policy.restart_after(step) for step in (7, 7, 5, None)] == [True, True, False, False]
+    policy = FailurePolicy(max_restarts=2)
+    assert [decide(policy, step) for step in (7, 7, 5, None)] == [RESTART, RESTART, GIVE_UP, GIVE_UP]
 
 
 def test_progress_pays_the_restarts_back() -> None:
-    policy = RestartPolicy(max_restarts=2)
-    assert [policy.restart_after(step) for step in (7, 7, 8, 8, 9, 9, 9)] == [True, True, True, True, True, True, False]
+    policy = FailurePolicy(max_restarts=2)
+    assert [decide(policy, step) for step in (7, 7, 8, 8, 9, 9, 9)] == [RESTART] * 6 + [GIVE_UP]
 
 
 def test_failures_before_the_first_step_are_no_progress() -> None:
-    policy = RestartPolicy(max_restarts=1)
-    assert [policy.restart_after(None), policy.restart_after(None)] == [True, False]
+    policy = FailurePolicy(max_restarts=1)
+    assert [decide(policy, None), decide(policy, None)] == [RESTART, GIVE_UP]
 
 
 def test_no_restarts_allowed_means_none_even_with_progress() -> None:
-    assert not RestartPolicy(max_restarts=0).restart_after(100)
+    assert decide(FailurePolicy(max_restarts=0), 100) is GIVE_UP
+
+
+def test_a_node_on_which_failures_keep_happening_is_avoided_when_there_is_a_spare_one() -> None:
+    policy = FailurePolicy(max_restarts=5)
+    assert decide(policy, 3, "a", spare=True) is RESTART
+    assert policy.decide(Kind.HANG, "a", 3, spare=False, smaller=True) == Decision(RESTART)
+    assert policy.decide(Kind.EXIT, "a", 3, spare=True, smaller=True) == Decision(ELSEWHERE, avoid="a")
+
+
+def test_failures_on_several_nodes_are_nobodys_fault() -> None:
+    policy = FailurePolicy(max_restarts=9)
+    answers = [decide(policy, 3, node, spare=True, smaller=True) for node in ("a", "b", "a", "a", "a")]
+    assert answers == [RESTART] * 5
+
+
+def test_a_node_is_left_out_before_giving_up_for_its_sake() -> None:
+    policy = FailurePolicy(max_restarts=1)
+    assert decide(policy, 3, "a", smaller=True) is RESTART
+    assert policy.decide(Kind.EXIT, "a", 3, spare=False, smaller=True) == Decision(SHRINK, avoid="a")
+    assert [decide(policy, 3, "b", smaller=False) for _ in range(2)] == [RESTART, GIVE_UP]
+
+
+def test_lost_nodes_are_not_suspected() -> None:
+    policy = FailurePolicy(max_restarts=2)
+    answers = [decide(policy, 3, "a", kind=Kind.LOST, spare=True, smaller=True) for _ in range(3)]
+    assert answers == [RESTART, RESTART, GIVE_UP]
+
+
+def test_an_attempt_that_grew_and_failed_at_once_goes_back_and_costs_no_restart() -> None:
+    policy = FailurePolicy(max_restarts=0, best_step=9)
+    assert [decide(policy, step, grown=True) for step in (None, 9, 10)] == [SHRINK, SHRINK, GIVE_UP]
+
+
+FAILURES = st.tuples(st.sampled_from(Kind), st.sampled_from("abc"), st.none() | st.integers(0, 5), *[st.booleans()] * 2)
+
+
+@given(st.integers(0, 5), st.lists(FAILURES, max_size=60))
+def test_whatever_happens_the_policy_keeps_its_word(max_restarts: int, failures: list[Any]) -> None:
+    policy = FailurePolicy(max_restarts)
+    restarts, best, nodes = 0, -1, set("abc")
+    for kind, node, step, spare, other in failures:
+        smaller = other and len(nodes - {node}) > 0
+        decision = policy.decide(kind, node, step, spare=spare, smaller=smaller)
+        if step is not None and step > best:
+            best, restarts = step, 0
+        if kind is Kind.USER_ERROR:
+            assert decision.action is GIVE_UP, "a refused input is never tried again"
+        if decision.action is GIVE_UP:
+            assert kind is Kind.USER_ERROR or restarts >= max_restarts, "no restart is kept back"
+            return
+        if decision.action is SHRINK:
+            assert smaller and decision.avoid == node and restarts >= max_restarts
+            nodes.discard(node)
+            restarts = 0
+            continue
+        assert decision.action is RESTART or (spare and decision.avoid == node and kind is not Kind.LOST)
+        restarts += 1
+        assert restarts <= max_restarts, "without progress there are never more restarts in a row"
 
 
 def state(rank: int, **changes: object) -> RankState:
