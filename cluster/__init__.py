@@ -18,7 +18,8 @@ Start with `supervisor.run`, which the launcher calls; then, from the outside in
 - `attempt`      all ranks of one attempt, seen through the agents
 - `agent`        the actor on each node
 - `processes`    one node's ranks: start, heartbeats, logs, end (no Ray); `output` follows rank 0's log
-- `die_with_parent`  the small program through which every rank is started
+- `standby`      one more process a node, which has imported everything and forks ranks; `memory` says if there is room
+- `children`     processes that die with this one; `die_with_parent` is the small program that starts them
 - `leftovers`    ends whole process trees, even when the driver was killed
 - `signals`      SIGTERM and Ctrl-C as requests
 - `errors`       everything this room raises on purpose

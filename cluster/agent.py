@@ -8,13 +8,15 @@ import shutil
 import socket
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.diagnosis import RankState
 from cluster.errors import CommandNotFound, LaunchError
 from cluster.evidence import Evidence
 from cluster.leftovers import Guard
-from cluster.processes import Launch, RankGroup, Report
+from cluster.processes import Launch, RankGroup, Report, node_environment
+from cluster.standby import Standby
 
 PORTS = range(20000, 30000)
 """Where to look for a free port: above Ray's worker ports, below what Linux hands to outgoing connections (32768 up),
@@ -31,6 +33,7 @@ class Agent:
         self._scratch = Path(scratch or tempfile.mkdtemp(prefix="trestle-", dir=_memory_or_temporary()))
         self._guard = None if scratch is not None else Guard(self._scratch)
         self._group: RankGroup | None = None
+        self._standby: Standby | None = None
         self._lock = threading.Lock()
 
     def free_port(self) -> int:
@@ -44,8 +47,8 @@ class Agent:
                 return port
         raise LaunchError(f"no free port from {PORTS.start} to {PORTS.stop - 1} on this node")
 
-    def start(self, launch: Launch) -> list[int]:
-        """Start this node's ranks; returns their process ids. Raises `CommandNotFound`, `LaunchError`."""
+    def start(self, launch: Launch) -> int:
+        """Start this node's ranks; returns how many came from a standby. Raises `CommandNotFound`, `LaunchError`."""
         with self._lock:
             if self._group is not None:
                 self._group.stop(0.0)
@@ -54,15 +57,18 @@ class Agent:
             path = launch.environment.get("PATH", os.environ.get("PATH"))
             if shutil.which(launch.command[0], path=path) is None:
                 raise CommandNotFound(f"{launch.command[0]} is not a program on node {launch.node}")
-            self._group = RankGroup(launch, self._scratch / f"attempt-{launch.attempt}")
+            self._keep_standby(launch)
+            self._group = RankGroup(launch, self._scratch / f"attempt-{launch.attempt}", self._standby)
             try:
-                return self._group.start()
+                self._group.start()
             except OSError as error:
                 raise LaunchError(f"node {launch.node} could not start its ranks: {error}") from error
+            return self._group.warm
 
     def report(self, timeout: float) -> Report:
         """As `RankGroup.report`."""
-        return self._running().report(timeout)
+        report = self._running().report(timeout)
+        return report if self._standby is None else replace(report, notes=self._standby.take_notes())
 
     def states(self) -> list[RankState]:
         """As `RankGroup.states`."""
@@ -90,9 +96,22 @@ class Agent:
             if self._group is not None:
                 self._group.stop(0.0)
                 self._group = None
+            if self._standby is not None:
+                self._standby.close()
+                self._standby = None
             if self._guard is not None:
                 self._guard.close()
                 self._guard = None
+
+    def _keep_standby(self, launch: Launch) -> None:
+        """One that serves `launch`: it must have imported with the very environment that the ranks will have."""
+        serves = (launch.command, launch.working_directory, node_environment(launch))
+        if self._standby is not None and (launch.standby is False or self._standby.serves != serves):
+            self._standby.close()
+            self._standby = None
+        if self._standby is None and launch.standby is not False:
+            directory = self._scratch / "standby"
+            self._standby = Standby(*serves, directory, insist=launch.standby is True)
 
     def _running(self) -> RankGroup:
         if self._group is None:

@@ -42,6 +42,7 @@ class Attempt:
         self._agent_seconds = agent_seconds
         self._on_output = on_output
         self._reports: dict[int, Report] = {}
+        self._notes: list[tuple[Place, str]] = []
         self._pending: dict[Any, tuple[Place, float]] = {}  # the report asked for → whose, and since when
 
     def choose_master(self) -> tuple[str, int]:
@@ -50,11 +51,12 @@ class Attempt:
         port = self._answers({first: first.agent.free_port.remote()}, self._agent_seconds)[first]
         return first.address, port
 
-    def start(self, launches: Sequence[Launch]) -> None:
-        """Start all ranks. Raises `LaunchError`, `CommandNotFound`."""
+    def start(self, launches: Sequence[Launch]) -> int:
+        """Start all ranks; returns how many came from a standby. Raises `LaunchError`, `CommandNotFound`."""
         asked = {place: place.agent.start.remote(launch) for place, launch in zip(self._places, launches, strict=True)}
-        self._answers(asked, self._agent_seconds)
+        warm = self._answers(asked, self._agent_seconds)
         self._ask_for_reports(self._places)
+        return sum(warm.values())
 
     def poll(self, seconds: float) -> None:
         """Take the reports that have come, waiting up to `seconds` for the first."""
@@ -137,6 +139,11 @@ class Attempt:
         """True when every rank has ended and all output has been handed over."""
         return len(self._reports) == len(self._places) and all(report.done for report in self._reports.values())
 
+    def take_notes(self) -> list[tuple[Place, str]]:
+        """What agents had to say of their nodes, beside the state of their ranks."""
+        notes, self._notes = self._notes, []
+        return notes
+
     def verdict(self) -> Verdict:
         """What the exit codes say, `RUNNING` until every node has reported."""
         verdict = judge([state.exit_code for state in self.states])
@@ -146,6 +153,7 @@ class Attempt:
 
     def _take(self, place: Place, report: Report) -> None:
         self._reports[place.node_rank] = report
+        self._notes += [(place, note) for note in report.notes]
         for line in report.output:
             self._on_output(line)
 

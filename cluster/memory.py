@@ -1,13 +1,21 @@
-"""Whether the kernel killed a process because memory ran out, by the counters that it keeps: no look at its log."""
+"""How much memory is free and who holds how much; and whether the kernel killed a process because it ran out, by the
+counters that it keeps: no look at its log.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path("/")
 UNLIMITED = 1 << 60
 """Limits from here on are none: cgroup v1 writes the largest multiple of a page."""
+
+_ACCOUNTS = (
+    ("memory.max", "memory.current", "inactive_file"),  # version 2
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
+)
 
 
 class OomKills:
@@ -45,6 +53,30 @@ def memory_limit(root: Path = ROOT) -> int | None:
 def machine_memory(root: Path = ROOT) -> int:
     """Bytes of this machine; 0 where it is not told."""
     return 1024 * (_field(root / "proc/meminfo", "MemTotal:") or 0)
+
+
+def available_memory(root: Path = ROOT) -> int:
+    """Bytes that can be had without swapping: the machine's, or what a memory cgroup leaves where that is less.
+
+    `root` is where /proc and /sys are.
+    """
+    available = 1024 * (_field(root / "proc/meminfo", "MemAvailable:") or 0)
+    for folder in _cgroup(root):
+        for limit, usage, cache in _ACCOUNTS:
+            with suppress(OSError, ValueError):
+                left = int((folder / limit).read_text()) - int((folder / usage).read_text())
+                cached = _field(folder / "memory.stat", cache) or 0  # given up before anyone is killed
+                available = min(available, max(0, left + cached))
+    return available
+
+
+def memory_of(pids: Iterable[int]) -> int:
+    """Bytes of memory that are these processes' own: anonymous and shared, without the files that they map."""
+    held = 0
+    for pid in pids:
+        status = Path(f"/proc/{pid}/status")
+        held += 1024 * sum(_field(status, name) or 0 for name in ("RssAnon:", "RssShmem:"))
+    return held
 
 
 def _count(root: Path) -> int | None:

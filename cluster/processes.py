@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from cluster.children import Child, start_process
 from cluster.diagnosis import RankState
 from cluster.evidence import Evidence
 from cluster.memory import OomKills
 from cluster.output import LineTail
 from cluster.stacks import Target, collect
+from cluster.standby import Standby
 
 TICK_SECONDS = 0.1
 """How often processes and output are looked at: a dead rank is known after this long at most."""
-DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Launch:
     master_port: int
     heartbeat_seconds: float
     start_seconds: float
+    standby: bool | None = False  # whether to keep one: None where memory allows, True always
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Report:
     states: list[RankState]
     output: list[str]
     done: bool  # every rank has ended and its output has been handed over
+    notes: list[str] = field(default_factory=list)  # what else there is to say of the node
 
 
 @dataclass
@@ -60,7 +62,7 @@ class _Rank:
     number: int
     log: BinaryIO
     heartbeat: Path
-    process: subprocess.Popen[bytes]
+    process: Child
     beat_at: float  # time.monotonic() of the last change of the heartbeat file: immune to clock jumps
     beat_stamp: tuple[int, int] | None = None  # (inode, mtime) then
     step: int | None = None
@@ -77,8 +79,10 @@ class RankGroup:
     *thread* that forked ends, so that the ranks also die should the watching ever fail.
     """
 
-    def __init__(self, launch: Launch, heartbeat_directory: Path) -> None:
+    def __init__(self, launch: Launch, heartbeat_directory: Path, standby: Standby | None = None) -> None:
+        self.warm = 0  # ranks that were forked from `standby`
         self._launch = launch
+        self._standby = standby
         self._heartbeats = heartbeat_directory
         self._ranks: list[_Rank] = []
         self._output: deque[str] = deque()
@@ -185,20 +189,24 @@ class RankGroup:
             log.write(_header(launch, number))
             if number == 0:
                 self._tail = LineTail(Path(log.name), log.tell())
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(DIE_WITH_PARENT), str(os.getpid()), *launch.command],
-                cwd=launch.working_directory,
-                env=rank_environment(launch, local_rank, heartbeat),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            process = self._start_rank(rank_environment(launch, local_rank, heartbeat), log)
             self._ranks.append(_Rank(number, log, heartbeat, process, time.monotonic()))
+
+    def _start_rank(self, environment: Mapping[str, str], log: BinaryIO) -> Child:
+        if self._standby is not None and self.warm == len(self._ranks):  # it has not failed a rank before this one
+            child = self._standby.start_rank(environment, log)
+            if child is not None:
+                self.warm += 1
+                return child
+        return start_process(self._launch.command, self._launch.working_directory, environment, log)
 
     def _watch(self) -> None:
         live = list(self._ranks)
+        standby = self._standby
         while live:
+            if standby is not None and all(rank.beat_stamp is not None for rank in self._ranks):
+                standby.prepare([rank.process.pid for rank in self._ranks])
+                standby = None
             for rank in live:
                 self._look_at(rank)
             live = [rank for rank in live if rank.exit_code is None]
@@ -266,14 +274,24 @@ class RankGroup:
         self._news.notify_all()
 
 
-def rank_environment(launch: Launch, local_rank: int, heartbeat: Path) -> dict[str, str]:
-    """The environment of one rank: the agent's without Ray's own variables, the launch's, the rank's coordinates."""
+def node_environment(launch: Launch) -> dict[str, str]:
+    """What the environments of this node's ranks have in common: the agent's without Ray's own variables, the launch's.
+
+    The same for all attempts on the same node with as many ranks on it.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     # Ray has set its own idea of this in the agent; the launch's environment below may know better.
     environment["OMP_NUM_THREADS"] = str(max(1, usable_cores() // launch.ranks_per_node))
     if launch.gpus == 0:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # else Ray has set it to the reserved ones, shared by the node's ranks
     environment.update(launch.environment)
+    environment["TRESTLE_NODE"] = launch.node
+    return environment
+
+
+def rank_environment(launch: Launch, local_rank: int, heartbeat: Path) -> dict[str, str]:
+    """The environment of one rank: that of its node, and the rank's coordinates."""
+    environment = node_environment(launch)
     environment.update(
         RANK=str(launch.node_rank * launch.ranks_per_node + local_rank),
         LOCAL_RANK=str(local_rank),

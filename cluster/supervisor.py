@@ -56,6 +56,7 @@ def run(
     on_event: Callable[[Event], None],
     on_output: Callable[[str], None],
     node_counts: Sequence[int] = (),
+    standby: bool = False,
 ) -> Outcome:
     """Run `command` as `nodes * ranks_per_node` ranks until all have finished, restarting all after a failure.
 
@@ -69,6 +70,7 @@ def run(
       TRESTLE_STACKS     a file for what it says of itself when it hangs, below
       CUDA_VISIBLE_DEVICES  the GPUs reserved on its node, for LOCAL_RANK to choose from; empty where none are
       OMP_NUM_THREADS    its share of the node's cores, unless set here or in `environment`
+      TRESTLE_NODE       the node's address
     and exits with 0, 2 (user mistake: not restarted) or 75 (saved after SIGTERM); anything else is a failure.
     Its output goes to `log_directory`/rank-00000.log on its node; rank 0's lines go to `on_output` too.
 
@@ -82,11 +84,18 @@ def run(
         "members" (the group's ranks), "since_seconds", "entered" (group → the last sequence number that it has
         entered), "function" (where its main thread is), "last" ({"operation", "group", "sequence"} when not waiting).
 
+    `standby`: the command knows how to be one. Where `config.standby` and the memory allow, each node then keeps one
+    more process of it, started once all ranks of the node have shown a heartbeat, with
+      TRESTLE_STANDBY    in place of the above from RANK to TRESTLE_STACKS: the number of an inherited stream socket
+    and ranks of later attempts are forked from it, which have nothing left to import (`training.standby` has the
+    protocol). Where none is ready in time, ranks start cold.
+
     `on_event` gets dicts with "event" (started, failed, restarted, resized, finished, preempted, gave_up; before
-    `failed` for a hang, hang_report with its "path"), "time" (ISO, UTC), "attempt", and "rank", "node", "reason",
-    "exit_code", "signal", "step" where they apply. "failed" says in "decision" what is done about it, "restarted" in
-    "seconds" how long after the failure was detected the new ranks had been started; "resized" comes before it when the
-    number of nodes is another: "from", "to" and "nodes".
+    `failed` for a hang, hang_report with its "path"; no_standby), "time" (ISO, UTC), "attempt", and "rank", "node",
+    "reason", "exit_code", "signal", "step" where they apply. "failed" says in "decision" what is done about it,
+    "restarted" in "seconds" how long after the failure was detected the new ranks had been started, and in "warm" how
+    many of them were forked from a standby; "resized" comes before it when the number of nodes is another: "from", "to"
+    and "nodes".
 
     SIGTERM, SIGHUP and Ctrl-C ask the ranks to save and leave; a second Ctrl-C ends everything at once. Call it from
     the main thread, or signals go unnoticed. No process and no Ray setting is left behind, whatever happens.
@@ -101,7 +110,16 @@ def run(
             with open_session(config, cores, on_close=stop.shield) as session:
                 stop.catch()
                 supervisor = _Supervisor(
-                    command, config, environment, log_directory, on_event, on_output, node_counts, session, stop
+                    command,
+                    config,
+                    environment,
+                    log_directory,
+                    on_event,
+                    on_output,
+                    node_counts,
+                    session,
+                    stop,
+                    standby,
                 )
                 return supervisor.run()
         except KeyboardInterrupt:
@@ -125,8 +143,10 @@ class _Supervisor:
         node_counts: Sequence[int],
         session: Session,
         stop: StopRequests,
+        standby: bool,
     ) -> None:
         self.attempts = 0
+        self._standby = config.standby if standby else False
         self._command = command
         self._config = config
         self._environment = _with_threads(environment)
@@ -188,8 +208,9 @@ class _Supervisor:
             master_port=port,
             heartbeat_seconds=config.heartbeat_seconds,
             start_seconds=config.start_seconds,
+            standby=self._standby,
         )
-        attempt.start([replace(common, node=at.address, node_rank=at.node_rank) for at in places])
+        warm = attempt.start([replace(common, node=at.address, node_rank=at.node_rank) for at in places])
         details: Event = {
             "nodes": [at.address for at in places],
             "ranks": world_size,
@@ -203,13 +224,15 @@ class _Supervisor:
         if detected is None:
             self._tell("started", **details)
         else:
-            self._tell("restarted", **details, seconds=round(time.monotonic() - detected, 3))
+            self._tell("restarted", **details, warm=warm, seconds=round(time.monotonic() - detected, 3))
 
     def _watch(self, attempt: Attempt) -> Verdict | Failure:
         """Wait for the end of the attempt: a verdict that all ranks share, or a failure."""
         leave_by = None
         while True:
             attempt.poll(POLL_SECONDS)
+            for at, note in attempt.take_notes():
+                self._tell("no_standby", node=at.address, reason=note)
             verdict = attempt.verdict()
             if verdict in (Verdict.FINISHED, Verdict.PREEMPTED) and attempt.done:
                 return verdict

@@ -81,6 +81,7 @@ def supervise(folder: RunFolder, job: Job) -> int:
             on_event=on_event,
             on_output=lambda line: print(line, flush=True),
             node_counts=node_counts(job),
+            standby=True,
         )
     if outcome.exit_code == 0:
         print(closing_words(folder))

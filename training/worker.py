@@ -15,10 +15,11 @@ import os
 import sys
 from pathlib import Path
 
-from training import stacks
+from training import stacks, standby
 
 if __name__ == "__main__":
-    stacks.listen(os.environ)  # before the imports below, which take seconds and may themselves hang (a dead mount)
+    standby.become_rank_if_standby()  # before the imports below, which a standby does in its own way
+    stacks.listen(os.environ)  # likewise: they take seconds and may themselves hang (a dead mount)
 
 import torch
 import torch.distributed as dist

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -36,11 +37,17 @@ def behave(behaviour: str) -> None:
     if behaviour == "fail-when-first-grown" and ATTEMPT == 2:
         sys.exit(3)
     beat(0)
-    if behaviour == "tell":
+    if behaviour in ("tell", "tell-and-wait"):
         told = {name: os.environ.get(name) for name in NAMES}
         told["ray"] = sorted(name for name in os.environ if name.startswith("RAY_"))
         print(json.dumps(told), flush=True)
         sys.stdout.write("unfinished line")
+        if behaviour == "tell-and-wait":
+            sys.stdout.flush()
+            wait_for_ever()
+    elif behaviour == "with-child":
+        print("child", subprocess.Popen(["sleep", "600"]).pid, flush=True)
+        wait_for_ever()
     elif behaviour == "die-once":
         if ATTEMPT == 0 and RANK == 1:
             print("dying", flush=True)

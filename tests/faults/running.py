@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.faults.run_files import RunFiles
+from training import standby
 
 ROOT = Path(__file__).parents[2]
 MARK = "TRESTLE_TEST_MARK"
@@ -74,10 +75,24 @@ class Program:
         """Process ids of the newest attempt, by rank."""
         found: dict[int, dict[int, int]] = {}
         for pid, environment in self._marked():
-            if _is_worker(pid) and "RANK" in environment:
-                attempt = int(environment.get("TRESTLE_ATTEMPT", 0))
-                found.setdefault(attempt, {})[int(environment["RANK"])] = pid
+            if _is_worker(pid):
+                if "RANK" in environment:
+                    found.setdefault(int(environment.get("TRESTLE_ATTEMPT", 0)), {})[int(environment["RANK"])] = pid
+                elif (log := _rank_log(pid)) is not None:  # forked from a standby: its first environment is that one's
+                    attempt = int(log.read_text(errors="replace").rpartition("===== attempt ")[2].split(",")[0])
+                    found.setdefault(attempt, {})[int(log.stem.removeprefix("rank-"))] = pid
         return found[max(found)] if found else {}
+
+    def wait_for_standby(self) -> int:
+        """Process id of a standby, as soon as it is ready to fork ranks."""
+        found: list[int] = []
+
+        def ready() -> bool:
+            found[:] = [pid for pid, _ in self._marked() if _name(pid) == standby.NAME]
+            return bool(found)
+
+        self.wait_for(ready, "standby")
+        return found[0]
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
@@ -139,6 +154,21 @@ def _command_line(pid: int) -> str:
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
     return ""
+
+
+def _name(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
+def _rank_log(pid: int) -> Path | None:
+    """The log of the rank that a process is, which is where it prints to."""
+    with suppress(OSError):
+        printed = Path(os.readlink(f"/proc/{pid}/fd/1"))
+        if printed.name.startswith("rank-"):
+            return printed
+    return None
 
 
 def _is_worker(pid: int) -> bool:
