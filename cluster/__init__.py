@@ -12,6 +12,8 @@ Start with `supervisor.run`, which the launcher calls; then, from the outside in
                  `hang` all of them, and writes the report
 - `memory`       whether the kernel killed a rank because memory ran out
 - `session`      a connection to Ray: private, or joined by address
+- `authentication`  the token that we show, and the refusal of heads that let everybody in
+- `jobs`         submitting the launcher itself to a cluster: Ray Jobs
 - `local`        the private Ray: loopback, token, no traces; all of Ray's internals that we touch
 - `placement`    one bundle and one agent a node, reserved together, in order of address
 - `preview`      which nodes a run would get now

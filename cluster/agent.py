@@ -52,6 +52,7 @@ class Agent:
         with self._lock:
             if self._group is not None:
                 self._group.stop(0.0)
+            launch = replace(launch, working_directory=launch.working_directory or os.getcwd())
             if not Path(launch.working_directory).is_dir():
                 raise CommandNotFound(f"{launch.working_directory} is not a directory on node {launch.node}")
             path = launch.environment.get("PATH", os.environ.get("PATH"))

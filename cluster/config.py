@@ -15,6 +15,8 @@ class ClusterConfig:
     """`host:port` of a Ray head to join (this machine must be one of its nodes); null starts a private Ray here."""
     node_address: str | None = None
     """This machine's own address in the joined cluster, where it has several; null lets Ray find it."""
+    allow_open_head: bool = False
+    """Join a head that lets in everybody without a token. Whoever reaches such a head can run any command there."""
     nodes: int = 1
     """Number of nodes; each gets the same number of ranks."""
     min_nodes: int | None = None

@@ -23,6 +23,14 @@ class HeadUnreachable(ClusterError):
     """Nothing that speaks Ray answers at the given address."""
 
 
+class OpenHead(UserError):
+    """A head that answers without authentication, which nobody has allowed."""
+
+
+class JobUnknown(UserError):
+    """The head knows no job of that name."""
+
+
 class NodesUnavailable(ClusterError):
     """The cluster has the nodes, but they are busy or gone and did not come (back) in time."""
 

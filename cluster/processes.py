@@ -31,7 +31,7 @@ class Launch:
     """What one node needs to start its ranks of one attempt."""
 
     command: list[str]
-    working_directory: str
+    working_directory: str  # empty: where the agent itself runs
     environment: dict[str, str]
     log_directory: str
     attempt: int

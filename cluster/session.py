@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.authentication import check_head
 from cluster.config import ClusterConfig
 from cluster.errors import HeadUnreachable, RayStartError
 from cluster.local import LOOPBACK, LocalRay, forget_cached_settings, quiet_environment, use_loopback
@@ -17,10 +18,15 @@ from cluster.local import LOOPBACK, LocalRay, forget_cached_settings, quiet_envi
 
 @dataclass(frozen=True)
 class Session:
-    """An open connection. `scratch` is a private directory shared with the agents, None where they are elsewhere."""
+    """An open connection. `scratch` is a private directory shared with the agents, None where they are elsewhere.
+
+    `shipped`: the code came with the job that this is, and Ray has unpacked it on every node, on each in another place;
+    there it is the agents' working directory.
+    """
 
     address: str
     scratch: Path | None
+    shipped: bool = False
 
 
 @contextmanager
@@ -28,13 +34,13 @@ def open_session(config: ClusterConfig, cores: int, on_close: Callable[[], None]
     """Start a private Ray offering `cores` CPUs, or join `config.address`, for the duration of the context.
 
     `on_close` is called before anything is taken down.
-    Raises `RayStartError`, `HeadUnreachable`.
+    Raises `RayStartError`, `HeadUnreachable`, `OpenHead`.
     """
     if config.address is None:
         with _private(cores, on_close) as session:
             yield session
     else:
-        with _joined(config.address, config.node_address, config.connect_seconds, on_close) as session:
+        with _joined(config, on_close) as session:
             yield session
 
 
@@ -55,14 +61,15 @@ def _private(cores: int, on_close: Callable[[], None]) -> Iterator[Session]:
 
 
 @contextmanager
-def _joined(address: str, node_address: str | None, seconds: float, on_close: Callable[[], None]) -> Iterator[Session]:
+def _joined(config: ClusterConfig, on_close: Callable[[], None]) -> Iterator[Session]:
+    assert config.address is not None
     with _environment(quiet_environment()):
-        former = use_loopback(address.startswith((LOOPBACK, "localhost")))
+        former = use_loopback(config.address.startswith((LOOPBACK, "localhost")))
         try:
             forget_cached_settings()
-            _greet(address, seconds)
-            _connect(address, node_address)
-            yield Session(address, None)
+            check_head(config.address, config.connect_seconds, config.allow_open_head)
+            _connect(config.address, config.node_address)
+            yield Session(config.address, None, shipped=_code_was_shipped())
         finally:
             on_close()
             _disconnect()
@@ -82,37 +89,16 @@ def _connect(address: str, node_address: str | None) -> None:
         raise HeadUnreachable(f"could not join the Ray head at {address}: {text}") from error
 
 
+def _code_was_shipped() -> bool:
+    import ray
+
+    return "working_dir" in (ray.get_runtime_context().runtime_env or {})
+
+
 def _disconnect() -> None:
     import ray
 
     ray.shutdown()
-
-
-def _greet(address: str, seconds: float) -> None:
-    """Raise `HeadUnreachable` unless a Ray head answers there and lets us in; ray.init itself would try for minutes."""
-    import grpc
-    from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
-
-    generated: Any = gcs_service_pb2
-    channel = init_grpc_channel(address)  # with the token and TLS where RAY_AUTH_MODE and RAY_USE_TLS say so
-    try:
-        stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-        stub.CheckAlive(generated.CheckAliveRequest(), timeout=seconds, wait_for_ready=True)
-    except grpc.RpcError as error:
-        if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-            raise HeadUnreachable(
-                f"the Ray head at {address} wants its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file "
-                "that holds it"
-            ) from error
-        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-            raise HeadUnreachable(f"what answers at {address} is no Ray head") from error
-        raise HeadUnreachable(
-            f"no Ray head has answered at {address} for {seconds:g} s; start one with `ray start --head`, "
-            "or set cluster.address to null for a private Ray"
-        ) from error
-    finally:
-        channel.close()
 
 
 @contextmanager

@@ -153,6 +153,7 @@ class _Supervisor:
         self._log_directory = log_directory.absolute()
         self._on_event = on_event
         self._on_output = on_output
+        self._working_directory = "" if session.shipped else os.getcwd()
         self._stop = stop
         self._policy = FailurePolicy(config.max_restarts)
         scratch = None if session.scratch is None else str(session.scratch)
@@ -195,7 +196,7 @@ class _Supervisor:
         world_size = len(places) * config.ranks_per_node
         common = Launch(
             command=self._command,
-            working_directory=os.getcwd(),
+            working_directory=self._working_directory,
             environment=self._environment,
             log_directory=str(self._log_directory),
             attempt=number,

@@ -32,6 +32,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("launcher.export", "a run's model as a folder that transformers loads"),
     "import": ("launcher.import_model", "a run that continues a Hugging Face model"),
     "inspect": ("launcher.inspect", "what is in a run, a checkpoint, a shard set or a mix"),
+    "submit": ("launcher.submit", "train or resume on a cluster, with the code of this checkout"),
+    "jobs": ("launcher.jobs", "what has been submitted to a cluster, and how far it is"),
+    "logs": ("launcher.logs", "what a submitted job prints"),
+    "stop": ("launcher.stop", "end a submitted job, saved"),
 }
 """Name -> (module, imported when the command is called; what it does)."""
 
@@ -39,8 +43,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
 def main(words: Sequence[str] | None = None) -> int:
     """Run `trestle WORDS`; its exit code: 2 after a user's mistake, 1 after the machine's, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if words is None else words)
+    return in_one_line(lambda: _run(words))
+
+
+def in_one_line(work: Callable[[], int]) -> int:
+    """The exit code of `work`; what it raises on purpose becomes one line on stderr and the exception's exit code."""
     try:
-        return _run(words)
+        return work()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `trestle inspect … | head`

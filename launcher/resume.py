@@ -45,6 +45,12 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         return 0
     if arguments.dry_run:
         return dry_run(job, all_ranks=arguments.all_ranks, as_json=arguments.json)
+    go_on(folder, job, found)
+    return supervise(folder, job)
+
+
+def go_on(folder: RunFolder, job: Job, found: list[changes.Change]) -> None:
+    """Make a run's folder ready to be continued as `job` says, once what it `found` changed is known to fit."""
     job.check()
     stream = check_shards(job.recipe)
     from training.inputs import inputs_of
@@ -54,7 +60,6 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise UserError(f"data.mix was made with another tokenizer than this run; prepare it with {folder.tokenizer}")
     check_newest(folder, job)
     note(folder, job, found)
-    return supervise(folder, job)
 
 
 def check_newest(folder: RunFolder, job: Job) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from launcher.dry_run import say_short
 from launcher.errors import UserError
 from launcher.job import Job
 from launcher.run_folder import RunFolder
+from launcher.tunnel import tunnel_words
 from modeling.errors import ModelError
 from training.errors import RecipeError
 from training.metrics.events import EventLog
@@ -85,6 +87,8 @@ def supervise(folder: RunFolder, job: Job) -> int:
         )
     if outcome.exit_code == 0:
         print(closing_words(folder))
+        if job.cluster.address is not None:
+            print("\n".join(tunnel_words(folder.path.absolute(), socket.gethostname())))
     elif outcome.exit_code == 75:
         print(f"trestle: {outcome.reason}\n  resume    {_command('trestle')} resume {shlex.quote(str(folder.path))}")
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launcher.arguments import Parser, add_recipe
 from launcher.dry_run import add_dry_run, dry_run
-from launcher.job import load_job
+from launcher.job import Job, load_job
 from launcher.run_folder import RunFolder
 from launcher.sources import find_recipe
 from launcher.supervise import check_shards, supervise
@@ -48,9 +48,17 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         from launcher.prepare import how_to_make
 
         raise RecipeError(f"{error}{how_to_make(source)}") from error
+    return supervise(begin(job, arguments.recipe if job.can_prepare else None), job)
+
+
+def begin(job: Job, prepare_with: str | None = None) -> RunFolder:
+    """The folder of a new run, once its shards are found to fit. `prepare_with`: as in `check_shards`.
+
+    Raises what `check_shards` and `RunFolder.create` raise.
+    """
     job.recipe.model.check_fresh()
-    stream = check_shards(job.recipe, arguments.recipe if job.can_prepare else None)
+    stream = check_shards(job.recipe, prepare_with)
     folder = RunFolder(Path(job.recipe.run.directory) / job.recipe.run.name)
     anchor_shards(job.recipe)
     folder.create(job.to_yaml(), stream.tokenizer_path)
-    return supervise(folder, job)
+    return folder

@@ -95,6 +95,11 @@ MISTAKES = [
     (["export", ".", "out", "--to", "onnx"], "argument --to: invalid choice: 'onnx'"),
     (["import", "nowhere", "--name", "x"], "nowhere is no model that can be imported (GPT-2 and Llama of transformers"),
     (["inspect", "nowhere"], "nowhere does not exist"),
+    (["submit", "demo", "--parallel.tensor", "3"], "cluster.ranks_per_node 2 is no multiple of the tensor-parallel"),
+    (["submit", "demo", "--cluster.address", "head:6379"], "cluster.address is for `trestle train`"),
+    (["submit", "demo", "--data.mix.0.shards", "s3://me:word@bucket/x"], "the recipe holds a password in a URL"),
+    (["jobs", "--address", "head:6379"], "--address is 'head:6379'; it must look like http://127.0.0.1:8265"),
+    (["stop"], "the following arguments are required: NAME"),
 ]
 
 
