@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 # Made here: what stands in this file is shipped.
 SECRETS = {name: f"planted-{secrets.token_hex(8)}" for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN")}
 PATIENCE = 300.0
+QUICK = ("--cluster.standby", "false", "--training.validate_every", "0")
 Done = subprocess.CompletedProcess[str]
 
 
@@ -60,7 +61,7 @@ class Place:
         )
 
     def submit(self, *words: str, **more: str) -> Done:
-        return self.trestle("submit", "recipe.yaml", "--name", "far", "--cluster.nodes", "2", *words, **more)
+        return self.trestle("submit", "recipe.yaml", "--name", "far", "--cluster.nodes", "2", *QUICK, *words, **more)
 
     def wait_for_step(self, step: int) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -112,7 +113,7 @@ def test_nobody_lists_or_submits_jobs_without_the_token(head: Head) -> None:
 
 def test_job_is_submitted_stopped_killed_and_goes_on_each_time(place: Place) -> None:
     """Two nodes that keep Ray's files at different paths. One story: each job takes seconds to start."""
-    forever = ("--training.steps", "100000")
+    forever = ("--training.steps", "100000", "--training.log_every", "1")
     too_large = place.submit(*forever, RAY_max_grpc_message_size="100000")
     assert too_large.returncode == 2 and "Ray takes less than 0 MB: name in .gitignore" in too_large.stderr
 
@@ -121,7 +122,7 @@ def test_job_is_submitted_stopped_killed_and_goes_on_each_time(place: Place) -> 
     commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     assert f"shipping commit {commit.stdout[:12]}" in submitted.stdout
     assert "ssh -N -L 6006:127.0.0.1:6006 HEAD" in submitted.stdout
-    place.wait_for_step(2)
+    place.wait_for_step(1)
     ranks = place.ranks()
     packages = {path.relative_to(place.head.root).parts[0] for path in ranks.values()}
     assert packages == {"head", "other"} and all(path.name.startswith("_ray_pkg_") for path in ranks.values())
