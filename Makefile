@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup demo demo-clip test lint unit lock clean
+.PHONY: setup demo demo-clip test soak lint unit lock clean
 
 setup: $(VENV)/.complete
 
@@ -39,6 +39,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
+
+# A hundred faults by hand, about half an hour on 2 quiet cores: make soak SOAK='--seed 2 --faults 40'
+SOAK ?= --seed 1 --faults 100
+soak: setup
+	$(BIN)/python -m tests.faults.soak $(SOAK)
 
 unit: setup
 	$(BIN)/python -m pytest
