@@ -81,12 +81,13 @@ def _validate(folder: RunFolder, recipe: Recipe, checkpoint: Checkpoint, samples
     """In this process, in the run's precision."""
     import torch
 
-    from launcher.one_process import load_model, model_config, one_process, tokenizer_of
+    from launcher.one_process import check_tokenizer, load_model, model_config, one_process, tokenizer_of
     from modeling import groups
     from modeling.registry import family
     from training.validation import Validator
 
     tokenizer = tokenizer_of(folder, recipe)
+    check_tokenizer(tokenizer, checkpoint)
     model_config(recipe, tokenizer)
     forward_step = family(recipe.model.family).implementation.forward_step
     with one_process():

@@ -9,7 +9,7 @@ import cv2
 import torch
 
 from launcher.errors import EnvironmentFailure, UserError
-from launcher.one_process import caption_tokenizer_of, load_model, one_process, verified_checkpoint
+from launcher.one_process import caption_tokenizer_of, check_tokenizer, load_model, one_process, verified_checkpoint
 from launcher.run_folder import RunFolder
 from launcher.tables import table
 from modeling.registry import family
@@ -47,6 +47,7 @@ def evaluate_pairs(folder: RunFolder, recipe: Recipe, step: int | None, samples:
     asked.check()
     checkpoint = verified_checkpoint(folder, step)
     tokenizer = caption_tokenizer_of(folder, recipe)
+    check_tokenizer(tokenizer, checkpoint)
     if recipe.model.vocab_size is None:
         recipe.model.vocab_size = tokenizer.vocab_size
     with one_process():

@@ -49,7 +49,13 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     from launcher.caption_tokenizer_files import write_caption_tokenizer
     from launcher.huggingface_tokenizer import write_tokenizer
-    from launcher.one_process import caption_tokenizer_of, model_config, tokenizer_of, verified_checkpoint
+    from launcher.one_process import (
+        caption_tokenizer_of,
+        check_tokenizer,
+        model_config,
+        tokenizer_of,
+        verified_checkpoint,
+    )
 
     folder = RunFolder.existing(arguments.run)
     recipe = load_recipe(folder.path)
@@ -60,6 +66,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     config = model_config(recipe, tokenizer)
     theirs = conversion.to_hf_config(config, eod_id=tokenizer.eot_id if captions else tokenizer.eod_id)
     checkpoint = verified_checkpoint(folder, arguments.step)
+    check_tokenizer(tokenizer, checkpoint)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[arguments.dtype]
     if arguments.to == "huggingface":
         theirs["dtype"] = str(dtype).removeprefix("torch.")

@@ -43,7 +43,14 @@ def parser() -> Parser:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from launcher.one_process import load_model, model_config, one_process, tokenizer_of, verified_checkpoint
+    from launcher.one_process import (
+        check_tokenizer,
+        load_model,
+        model_config,
+        one_process,
+        tokenizer_of,
+        verified_checkpoint,
+    )
     from modeling.registry import family
 
     folder = RunFolder.existing(arguments.run)
@@ -52,6 +59,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise UserError(f"{folder.path} is a model of family {recipe.model.family}, which continues no text")
     checkpoint = verified_checkpoint(folder, arguments.step)
     tokenizer = tokenizer_of(folder, recipe)
+    check_tokenizer(tokenizer, checkpoint)
     config = model_config(recipe, tokenizer)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     from modeling.gpt.generation import generate

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from cluster.config import ClusterConfig
-from launcher.errors import UserError
 from training import recipe as recipes
 from training.recipe import Recipe
 from training.sections import Document, parse_section, to_plain
@@ -46,9 +45,6 @@ class Job:
         """Refuse what cannot run, before anything is started. Raises errors with exit_code 2."""
         self.cluster.check(self.recipe.parallel.tensor)
         recipes.check(self.recipe, self.world_size)
-        name = self.recipe.run.name
-        if not name or name in (".", "..") or "/" in name:
-            raise UserError(f"run.name is {name!r}; it must be the name of a folder inside run.directory")
 
 
 def known_keys_of_a_recipe() -> list[str]:

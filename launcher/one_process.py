@@ -76,6 +76,17 @@ def caption_tokenizer_of(folder: RunFolder, recipe: Recipe) -> CaptionTokenizer:
     return PairSet(recipe.data.mix[0].shards, recipe.data.cache).caption_tokenizer()
 
 
+def check_tokenizer(tokenizer: Tokenizer | CaptionTokenizer, checkpoint: Checkpoint) -> None:
+    """Raises UserError unless a checkpoint was trained with this tokenizer, by its checksum."""
+    data = checkpoint.state.get("data") or {}  # an imported model has read none yet
+    wanted = data.get("fingerprint", {}).get("tokenizer_sha256")
+    if wanted not in (None, tokenizer.sha256):
+        raise UserError(
+            f"the tokenizer of the run is not the one that {checkpoint.path} was trained with, by its checksum; put "
+            "that one back"
+        )
+
+
 def model_config(recipe: Recipe, tokenizer: Tokenizer) -> Any:
     """The model's shape; a vocabulary that the recipe leaves open is the tokenizer's."""
     if recipe.model.vocab_size is None:

@@ -54,6 +54,11 @@ def check_shards(recipe: Recipe, prepare_with: str | None = None) -> MixedStream
         )
     if not stream.tokenizer_path.is_file():
         raise UserError(f"the tokenizer of {recipe.data.mix[0].shards} is not at {stream.tokenizer_path}; put it there")
+    if inputs.tokenizer_sha256(stream.tokenizer_path) != stream.tokenizer_sha256:
+        raise UserError(
+            f"{stream.tokenizer_path} is not the tokenizer that {recipe.data.mix[0].shards} was made with, by its "
+            "checksum; put that one there"
+        )
     return stream
 
 

@@ -20,6 +20,11 @@ class RunConfig:
     seed: int = 1234
     """Seeds initial weights, dropout and the order of the data."""
 
+    def check(self) -> None:
+        """Raise RecipeError for a name that would lead out of `directory`."""
+        if not self.name or self.name in (".", "..") or "/" in self.name or "\0" in self.name:
+            raise RecipeError(f"run.name is {self.name!r}; it must be the name of a folder inside run.directory")
+
 
 @dataclass
 class OptimizerConfig:

@@ -13,6 +13,9 @@ import yaml
 from training.errors import RecipeError
 from training.sections import Document, dataclass_in, hints_by_key, known_keys, optional, short, unknown_key
 
+MOST_VALUES = 100_000
+"""In a document: an alias stands for all that it names, so that a page of them can stand for more than any memory."""
+
 
 class _UniqueKeys(yaml.SafeLoader):
     """PyYAML's safe loader, which also refuses a key that is written twice: the first would be lost without a word."""
@@ -45,13 +48,39 @@ def read_yaml(path: Path) -> Document:
 
 
 def _load(text: str, where: str) -> Any:
+    loader = _UniqueKeys(text)
     try:
-        return yaml.load(text, Loader=_UniqueKeys)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values_of(node) > MOST_VALUES:
+            raise RecipeError(
+                f"{where} holds more than {MOST_VALUES:,} values, aliases counted each time; no recipe does"
+            )
+        return loader.construct_document(node)
+    except RecursionError:
+        raise RecipeError(f"{where} is nested deeper than any recipe") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
         raise RecipeError(f"{where} is not valid YAML{place}: {reason}") from error
+
+
+def _values_of(root: yaml.Node) -> int:
+    """Scalars and collections beneath a node, counting what an alias names once for each time that it is named."""
+    counts: dict[int, int] = {}
+
+    def count(node: yaml.Node) -> int:
+        if id(node) not in counts:
+            counts[id(node)] = MOST_VALUES + 1  # met again within itself: endless
+            beneath = (
+                [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+            )
+            counts[id(node)] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(map(count, beneath)))
+        return counts[id(node)]
+
+    return count(root)
 
 
 def apply_overrides(document: Document, overrides: Sequence[str], sections: Mapping[str, type]) -> Document:

@@ -161,6 +161,7 @@ def check(recipe: Recipe, world_size: int) -> None:
     Raises RecipeError, ModelError or BadConfig with a sentence that names the keys which disagree and what would fit.
     """
     parallel, model = recipe.parallel, recipe.model
+    recipe.run.check()
     recipe.optimizer.check()
     recipe.training.check()
     recipe.checkpoint.check()

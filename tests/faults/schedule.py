@@ -30,7 +30,7 @@ class Fault:
 
 
 def schedule(seed: int, faults: int, *, gap: int, ranks: int) -> list[Fault]:
-    """`faults` of them, each kind as often as any other (give or take one), in an order, at steps and to ranks by chance.
+    """`faults` of them, each kind as often as any other (give or take one); order, steps and ranks are chance.
 
     Fault i is due at a step in [(i + 1/2) gap, (i + 1) gap): they are half a gap apart at least, and nothing happens in
     the last half gap of `(faults + 1/2) * gap` steps.

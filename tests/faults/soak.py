@@ -175,7 +175,7 @@ def output_of(pid: int) -> str:
 
 
 def soak(where: Path, plan: Sequence[Fault], steps: int, say: Callable[[str], None]) -> tuple[list[Cost], RunFiles]:
-    """Train in the folder `where`, which has shards and a recipe, through all faults of a plan. Raises AssertionError."""
+    """Train in the folder `where`, with its shards and recipe, through all faults of a plan. Raises AssertionError."""
     with machines(NODES) as ray:
         cluster = {"address": ray.address, "node_address": HEAD, "nodes": 2, "ranks_per_node": 1, "max_restarts": 8}
         cluster |= {"heartbeat_seconds": PATIENCE, "node_return_seconds": 120}

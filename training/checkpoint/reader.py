@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import mmap
+import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from training.checkpoint import format as fmt
 from training.checkpoint.errors import CheckpointMismatch, DamagedCheckpoint, UnknownFormat
 from training.checkpoint.index import Box, Index, Stored
 from training.checkpoint.pieces import Assembly, Piece, Shape
+
+# A link would lead out of the checkpoint, a pipe keep its reader waiting, a device never end.
+_NO_FILE = "not a file but a link, a pipe or a device: a checkpoint holds its files themselves"
 
 _MAX_OPEN_FILES = (
     64  # a mapping holds a file descriptor; a thousand-rank checkpoint must fit under the usual limit of 1024
@@ -68,9 +72,12 @@ class Checkpoint:
 
     def _wrong_size(self, name: str) -> str | None:
         try:
-            size = (self.path / name).stat().st_size
+            status = (self.path / name).lstat()
         except OSError as error:
             return "missing" if isinstance(error, FileNotFoundError) else f"unreadable: {error.strerror}"
+        if not stat.S_ISREG(status.st_mode):
+            return _NO_FILE
+        size = status.st_size
         wanted = self._files[name]["size"]
         if size < wanted:
             return f"truncated: {size} bytes of {wanted}"
@@ -86,7 +93,7 @@ class Checkpoint:
         try:
             manifest = json.loads(raw)
             version = manifest["format_version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedCheckpoint(self.path, fmt.MANIFEST, f"not a manifest ({error})") from error
         if version != fmt.FORMAT_VERSION:
             raise UnknownFormat(
@@ -120,6 +127,8 @@ class Checkpoint:
 
     def _read_small(self, name: str) -> bytes:
         try:
+            if not stat.S_ISREG((self.path / name).lstat().st_mode):
+                raise DamagedCheckpoint(self.path, name, _NO_FILE)
             return (self.path / name).read_bytes()
         except OSError as error:
             what = "missing" if isinstance(error, FileNotFoundError) else f"unreadable: {error.strerror}"
@@ -182,7 +191,13 @@ class Checkpoint:
     def tensor(self, name: str, kind: str = "weight") -> torch.Tensor:
         """A whole tensor in fp32, in its global shape. Raises as `read`."""
         shape = self.shape(name, kind)
-        return self.read(Piece.whole(name, kind, shape)).view(shape)
+        whole = Piece.whole(name, kind, shape)
+        stored = sum(one.stop - one.start for box in self._find(name, kind) for one in box.stored if kind in one.kinds)
+        if stored < whole.numel:  # before there is memory for a shape that may be absurd
+            raise CheckpointMismatch(
+                f"checkpoint {self.path} lacks elements of {kind} of {name}: it holds {stored:,} of {whole.numel:,}"
+            )
+        return self.read(whole).view(shape)
 
     def _find(self, name: str, kind: str) -> list[Box]:
         if kind not in self._pieces().kinds(name):
@@ -199,7 +214,7 @@ class Checkpoint:
                 file = fmt.data_file(rank)
                 try:
                     index.add(file, self._files[file]["size"], self._read_record(rank)["pieces"])
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                     raise DamagedCheckpoint(self.path, fmt.record_file(rank), f"not a record ({error})") from error
             self._index = index
         return self._index
