@@ -178,7 +178,7 @@ def soak(where: Path, plan: Sequence[Fault], steps: int, say: Callable[[str], No
     """Train in the folder `where`, with its shards and recipe, through all faults of a plan. Raises AssertionError."""
     with machines(NODES) as ray:
         cluster = {"address": ray.address, "node_address": HEAD, "nodes": 2, "ranks_per_node": 1, "max_restarts": 8}
-        cluster |= {"heartbeat_seconds": PATIENCE, "node_return_seconds": 120}
+        cluster |= {"heartbeat_seconds": PATIENCE, "node_return_seconds": 120, "min_nodes": 2}
         options = [f"--cluster.{key}={value}" for key, value in cluster.items()]
         command = [*TRESTLE, "train", "recipe.yaml", "--run.name=soak", f"--training.steps={steps}", *options]
         deadline = 120.0 + SECONDS_PER_FAULT * len(plan)

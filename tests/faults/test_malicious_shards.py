@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -84,15 +85,18 @@ def test_hostile_tar_as_a_source_gives_its_texts_and_nothing_else(work: Path, tm
             forge(folder)
             before_reading = contents(folder)
             with pytest.raises((BadShards, DamagedShard)):
-                shards = ShardSet(str(folder))
-                shards.verify()
-                shards.read(np.arange(len(shards)))
+                read_all(folder)
             assert contents(folder) == before_reading
+
+
+def read_all(folder: Path) -> None:
+    shards = ShardSet(str(folder))
+    shards.verify()
+    shards.read(np.arange(len(shards)))
 
 
 def forged_sets(honest: Path, outside: Path, work: Path) -> dict[str, Callable[[Path], None]]:
     """By name: makes a folder with a forged copy of an honest shard set."""
-    import shutil
 
     def copied(forge: Callable[[Path], None]) -> Callable[[Path], None]:
         def make(folder: Path) -> None:
