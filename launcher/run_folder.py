@@ -18,6 +18,10 @@ TOKENIZERS = ("tokenizer.model", "merges.txt", "merges.txt.gz")
 """What a tokenizer's file can be called: a SentencePiece model, or CLIP's byte-pair merges."""
 
 
+LOCK = ".lock"
+"""What whoever trains in the folder holds."""
+
+
 class RunFolder:
     """`runs/NAME/`: recipe.yaml, tokenizer.model (or merges.txt), checkpoints/, tensorboard/, metrics.jsonl,
     events.jsonl, logs/, and what `trestle evaluate` draws in evaluation/.
@@ -47,6 +51,9 @@ class RunFolder:
         if not folder.recipe.is_file():
             reason = f"it has no {RECIPE_FILE}" if folder.path.is_dir() else "it does not exist"
             raise UserError(f"{source} is no run's folder: {reason}")
+        for path in (folder.path / LOCK, folder.metrics, folder.events, *folder.logs.glob("*")):
+            if path.is_symlink():  # a folder from elsewhere could have us write to any file of ours
+                raise UserError(f"{path} is a link, and would be written to: put the file itself in its place")
         return folder
 
     def create(self, recipe: str, tokenizer: Path) -> None:
@@ -89,7 +96,7 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Hold the folder against a second `trestle` that would train in it. Raises UserError if one does."""
         try:
-            file = (self.path / ".lock").open("w")
+            file = (self.path / LOCK).open("w")
         except OSError as error:
             raise EnvironmentFailure(f"{self.path} cannot be written: {error.strerror}") from error
         with file:

@@ -48,8 +48,8 @@ def read_yaml(path: Path) -> Document:
 
 
 def _load(text: str, where: str) -> Any:
-    loader = _UniqueKeys(text)
     try:
+        loader = _UniqueKeys(text)
         node = loader.get_single_node()
         if node is None:
             return None

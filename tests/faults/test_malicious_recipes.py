@@ -67,3 +67,14 @@ def test_name_of_a_run_leads_nowhere_else(name: str, tmp_path: Path, capsys: pyt
         Path("bad.yaml").write_text("model: {vocab_size: 100}\nbatch: {global_batch_size: 8, micro_batch_size: 1}\n")
         said = refused(capsys, "train", "bad.yaml", f"--run.name={name}", "--dry-run")
         assert "run.name" in said
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "events.jsonl", "logs/rank-00000.log"])
+def test_run_from_elsewhere_has_nothing_written_through_its_links(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with untouched(tmp_path / "outside"):
+        Path("run/logs").mkdir(parents=True)
+        Path("run/recipe.yaml").write_text("model: {vocab_size: 100}\n")
+        Path("run", name).symlink_to(tmp_path / "outside" / "secret.txt")
+        assert "is a link" in refused(capsys, "resume", "run")
