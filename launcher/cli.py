@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("launcher.evaluate", "held-out loss beside a baseline; of a CLIP retrieval, zero-shot, probes"),
     "export": ("launcher.export", "a run's model as a folder that transformers loads"),
     "import": ("launcher.import_model", "a run that continues a Hugging Face model"),
+    "doctor": ("launcher.doctor", "whether this machine can train, and what to mend"),
     "inspect": ("launcher.inspect", "what is in a run, a checkpoint, a shard set or a mix"),
     "submit": ("launcher.submit", "train or resume on a cluster, with the code of this checkout"),
     "jobs": ("launcher.jobs", "what has been submitted to a cluster, and how far it is"),

@@ -23,6 +23,7 @@ import pytest
 from cluster.config import ClusterConfig
 from cluster.errors import HeadUnreachable, RayStartError
 from cluster.leftovers import Process, alive, tree_of
+from cluster.listening import listening
 from cluster.supervisor import run
 
 ROOT = Path(__file__).parents[2]
@@ -79,29 +80,6 @@ def driver(tmp_path: Path, behaviour: str) -> Iterator[Driver]:
         started.process.kill()
         started.process.wait()
         subprocess.run(["rm", "-rf", str(started.temporary)], check=True)
-
-
-def listening(processes: set[Process]) -> list[tuple[str, int]]:
-    """(address, port) of every TCP socket on which one of these processes listens."""
-    inodes = set()
-    for process in processes:
-        for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
-            try:
-                target = os.readlink(descriptor)
-            except FileNotFoundError:
-                continue
-            if target.startswith("socket:["):
-                inodes.add(target[8:-1])
-    found = []
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in inodes:
-                address, port = fields[1].split(":")
-                words = b"".join(bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8))
-                family = socket.AF_INET if table == "tcp" else socket.AF_INET6
-                found.append((socket.inet_ntop(family, words).removeprefix("::ffff:"), int(port, 16)))
-    return found
 
 
 def status_of_job_submission(port: int) -> int | None:
