@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from cluster.processes import DIE_WITH_PARENT
+from cluster.children import DIE_WITH_PARENT
 
 
 class ChildFailed(Exception):
