@@ -52,6 +52,7 @@ class LocalRay:
             **quiet_environment(),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token_file),
+            "RAY_worker_niceness": "0",  # Ray's 15 would hold for the agent and every rank: anything else goes first
             "RAY_prestart_worker_first_driver": "0",  # or a big node starts one idle worker for each of its cores
             "RAY_memory_monitor_refresh_ms": "0",  # under memory pressure it would kill the agent, not a rank
         }

@@ -29,6 +29,7 @@ SENDING = (
     "sent: rings in rank order; a sum over n ranks sends 2 (n - 1) / n of a tensor, a gather half of that; single "
     "numbers, checkpoints and validation are left out"
 )
+COUPLED = ", and so are the features of the batch that all ranks exchange, and the first of two forward passes"
 
 
 def add_dry_run(parser: Parser) -> None:
@@ -153,7 +154,8 @@ def lines(plan: Plan, *, all_ranks: bool = False) -> list[str]:
         found += ["one row a stage; --all-ranks shows one a rank", ""]
     found += [crossings(plan), ""]
     found += [_stage_table("memory a rank", plan, _memory), ACTIVATIONS, ""]
-    found += [_stage_table("sent a step by the busiest rank", plan, _traffic), SENDING]
+    sending = SENDING + (COUPLED if plan.couples_batch else "")
+    found += [_stage_table("sent a step by the busiest rank", plan, _traffic), sending]
     return found
 
 

@@ -69,6 +69,8 @@ class Plan:
     global_batch_size: int
     micro_batch_size: int
     micro_batches: int
+    couples_batch: bool
+    """Whether features of the whole batch are exchanged, and micro-batches run forward twice: neither is counted."""
     groups: dict[str, Groups]
     stages: list[Stage] = field(default_factory=list)
 
@@ -101,6 +103,7 @@ def plan_of(job: Job, nodes: Sequence[str] = ()) -> Plan:
         global_batch_size=batch.global_batch_size,
         micro_batch_size=batch.micro_batch_size,
         micro_batches=-(-batch.global_batch_size // (replicas * batch.micro_batch_size)),
+        couples_batch=family(recipe.model.family).couples_batch,
         groups={
             "TP": _groups(ranks, parallel.tensor, lambda at: (at.pipeline, at.data)),
             "PP": _groups(ranks, parallel.pipeline, lambda at: (at.tensor, at.data)),

@@ -232,3 +232,20 @@ def test_a_ray_whose_parts_do_not_come_up_is_one_clear_line_and_leaves_nothing(
     assert dict(os.environ) == environment
     assert list(short.iterdir()) == [] and not tree_of(str(short))
     short.rmdir()
+
+
+@pytest.mark.timeout(120)
+def test_ranks_are_as_important_as_whoever_starts_them(tmp_path: Path) -> None:
+    """Ray's workers are nice to everything else unless told otherwise, and so would be all that they start."""
+    said: list[str] = []
+    command = [sys.executable, "-c", "import os; print('nice', os.nice(0))"]
+    outcome = run(
+        command,
+        ClusterConfig(),
+        tensor_parallel=1,
+        environment={},
+        log_directory=tmp_path / "logs",
+        on_event=lambda event: None,
+        on_output=said.append,
+    )
+    assert (outcome.exit_code, said) == (0, [f"nice {os.nice(0)}"])
