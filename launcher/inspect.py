@@ -13,6 +13,7 @@ from data_pipeline.locations import is_remote
 from launcher.arguments import Parser
 from launcher.errors import UserError
 from launcher.mixes import show_mix
+from launcher.remote_run import is_url, open_checkpoint
 from launcher.run_folder import RunFolder
 from launcher.sources import find_file
 from launcher.tables import size, table
@@ -36,7 +37,8 @@ def parser() -> Parser:
         "  trestle inspect shards/mix.yaml --tokens 300B\n"
         "  trestle inspect gpt3-mix --tokens 300B\n"
         "  trestle inspect shards-clip/mix.yaml --pairs 12.8B\n"
-        "  trestle inspect s3://bucket/shards/web",
+        "  trestle inspect s3://bucket/shards/web\n"
+        "  trestle inspect s3://bucket/prefix/demo/checkpoints/step-00000300",
     )
     made.add_argument("path", metavar="PATH", help="a run's folder, a checkpoint, a shard set, or a mix.yaml")
     made.add_argument("--tokens", default=None, help="of a mix: how many tokens to train on, such as 300B")
@@ -46,6 +48,11 @@ def parser() -> Parser:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    if is_url(arguments.path):
+        from training.checkpoint.remote import is_checkpoint_url
+
+        if is_checkpoint_url(arguments.path):
+            return _show(_remote_summary(arguments.path, not arguments.quick))
     path = find_file(arguments.path) or Path(arguments.path)
     for name in ("tokens", "pairs"):
         if getattr(arguments, name) is not None and not path.is_file():
@@ -70,10 +77,11 @@ def _run(folder: RunFolder) -> int:
     shown = {k: v for k, v in figures.items() if not isinstance(v, str)}
     if shown:
         print(table(("newest figures", ""), list(shown.items())) + "\n")
-    summaries = [summarise(path, statistics=False) for path in candidates(folder.checkpoints)]
+    paths = candidates(folder.checkpoints)
+    summaries = [summarise(path, statistics=False) for path in paths]
     rows = [
-        (s.path.name, size(s.nbytes), s.world_size, s.state.get("tokens"), s.state.get("validation_loss"), s.health)
-        for s in summaries
+        (path.name, size(s.nbytes), s.world_size, s.state.get("tokens"), s.state.get("validation_loss"), s.health)
+        for path, s in zip(paths, summaries, strict=True)
     ]
     if rows:
         print(table(("checkpoint", "size", "ranks", "tokens", "validation loss", "health"), rows))
@@ -87,7 +95,19 @@ def _checkpoint(path: Path, statistics: bool) -> int:
 
     if not path.is_dir():
         raise UserError(f"{path} does not exist")
-    summary = summarise(path, statistics=statistics)
+    return _show(summarise(path, statistics=statistics))
+
+
+def _remote_summary(url: str, statistics: bool) -> Summary:
+    from training.checkpoint.inspect import summarise
+
+    remote, name = open_checkpoint(url)
+    if not remote.is_whole(name):
+        raise UserError(f"{url} does not exist, or has not arrived whole")
+    return summarise(remote.source(name), statistics=statistics)
+
+
+def _show(summary: Summary) -> int:
     rows = [
         (
             row.name,

@@ -10,6 +10,7 @@ from launcher.arguments import Parser
 from launcher.dry_run import add_dry_run, dry_run
 from launcher.errors import UserError
 from launcher.job import Job, load_job
+from launcher.remote_run import fetch_run, is_url
 from launcher.run_folder import RunFolder
 from launcher.supervise import check_shards, supervise
 from training.metrics.events import EventLog
@@ -21,21 +22,24 @@ def parser() -> Parser:
         "resume",
         "Continue a run from its newest verified checkpoint, with another layout, length, learning rate or other\n"
         "nodes if asked. What changes is noted in events.jsonl; the former recipe stays as recipe-<n>.yaml.\n"
-        "--data.allow-change lets this resume go on with other data; corpora that stay go on where they were.\n\n"
+        "--data.allow-change lets this resume go on with other data; corpora that stay go on where they were.\n"
+        "A run with checkpoint.remote is also named by its URL: what is not here comes from there.\n\n"
         + changes.help_text(),
         "  trestle resume runs/demo\n"
         "  trestle resume runs/demo --training.steps 600 --parallel.tensor 2 --cluster.ranks_per_node 4\n"
-        "  trestle resume runs/demo --data.mix.0.weight 0.5 --data.allow-change",
+        "  trestle resume runs/demo --data.mix.0.weight 0.5 --data.allow-change\n"
+        "  trestle resume s3://bucket/prefix/demo --run.directory runs",
         takes_overrides=True,
     )
-    made.add_argument("run", metavar="RUN", help="a run's folder, such as runs/demo")
+    made.add_argument("run", metavar="RUN", help="a run's folder, such as runs/demo, or its URL")
     made.add_argument("--print_config", action="store_true", help="print the resolved recipe, each key explained")
     add_dry_run(made)
     return made
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    folder = RunFolder.existing(arguments.run)
+    run = arguments.run
+    folder = fetch_run(run, overrides) if is_url(run) else RunFolder.existing(run)
     job = load_job(folder.path, [f"--{changes.PERMISSION}=false", *overrides])
     if any(override.startswith(("--data.", "--data=", "--evaluation.", "--evaluation=")) for override in overrides):
         anchor_shards(job.recipe)

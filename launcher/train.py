@@ -9,6 +9,7 @@ from pathlib import Path
 from launcher.arguments import Parser, add_recipe
 from launcher.dry_run import add_dry_run, dry_run
 from launcher.job import Job, load_job
+from launcher.remote_run import check_not_begun
 from launcher.run_folder import RunFolder
 from launcher.sources import find_recipe
 from launcher.supervise import check_shards, supervise
@@ -60,5 +61,7 @@ def begin(job: Job, prepare_with: str | None = None) -> RunFolder:
     stream = check_shards(job.recipe, prepare_with)
     folder = RunFolder(Path(job.recipe.run.directory) / job.recipe.run.name)
     anchor_shards(job.recipe)
+    if not folder.has_checkpoints():
+        check_not_begun(job.recipe)
     folder.create(job.to_yaml(), stream.tokenizer_path)
     return folder

@@ -166,6 +166,15 @@ class CheckpointConfig:
     """Keep the one with the lowest validation loss, too."""
     asynchronous: bool = True
     """Train on while a checkpoint is written."""
+    remote: str | None = None
+    """Where else checkpoints are kept, in `remote`/`run.name`: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, or a folder such
+    as an NFS mount; uploaded beside the training, each rank its own files. A run without checkpoints in its folder goes
+    on from there. Keys and endpoint come from where you keep them (AWS_* variables, ~/.aws, fsspec's configuration).
+    """
+    remote_wait_seconds: float = 600.0
+    """How long a run that has finished waits for its last checkpoint to arrive there."""
+    busy_seconds: float = 60.0
+    """How long a save waits for the one before if storage holds that up; then it is left out, and training goes on."""
 
     def check(self) -> None:
         """Raise RecipeError for values that mean nothing."""
@@ -175,3 +184,10 @@ class CheckpointConfig:
             raise RecipeError(
                 f"checkpoint.every is {self.every} and keep is {self.keep}; every must be 0 or more, keep 1 or more"
             )
+        if self.remote is not None:
+            from training.checkpoint.remote.store import check_location
+
+            check_location(self.remote)
+        for name in ("remote_wait_seconds", "busy_seconds"):
+            if not getattr(self, name) >= 0:
+                raise RecipeError(f"checkpoint.{name} is {getattr(self, name)}; it must be 0 or more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,40 +12,40 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.mixed_stream import MixedStream
-from training.checkpoint import (
-    Checkpoint,
-    CheckpointWriter,
-    DamagedCheckpoint,
-    Retention,
-    SaveFailed,
-    candidates,
-    set_aside,
-)
+from training.checkpoint import Checkpoint, CheckpointWriter, Retention, SaveFailed
 from training.config import CheckpointConfig
 from training.continuing import check_continues
 from training.engine import Engine
+from training.finding import Finding
 from training.metrics import EventLog
 from training.position import Position
 from training.recipe import Recipe, to_document
+from training.second_home import SecondHome
 
 _log = logging.getLogger("trestle.training")
 _PARTS = ("torch", "megatron-core", "deepspeed", "sentencepiece", "webdataset")
 
 
 class RunCheckpoints:
-    """Saves and finds the checkpoints of one run."""
+    """Saves and finds the checkpoints of one run: in its folder, and where `checkpoint.remote` says."""
 
-    def __init__(self, folder: Path, config: CheckpointConfig, events: EventLog) -> None:
+    def __init__(self, folder: Path, name: str, config: CheckpointConfig, events: EventLog) -> None:
         self.directory = folder / "checkpoints"
         self.rank = dist.get_rank()
         self._events = events
         self._announced: int | None = None
         self._failure: SaveFailed | None = None
+        self._busy_seconds = config.busy_seconds
+        self._held_up = False
+        self._away: SecondHome | None = None
         retention = Retention(keep=config.keep, keep_best=config.keep_best, keep_every=config.keep_every)
         self._writer = CheckpointWriter(
             self.directory, self.rank, dist.get_world_size(), asynchronous=config.asynchronous, retention=retention
         )
         self._announced = self._writer.last_verified
+        if config.remote is not None:
+            self._away = SecondHome(folder, name, config, retention, self._note)
+        self._found = Finding(self.directory, self._away, self._note)
         dist.barrier()  # rank 0 clears what a killed process left before anybody writes
 
     # -- saving ---------------------------------------------------------------------------------------------------
@@ -54,11 +55,23 @@ class RunCheckpoints:
         `finish`.
         """
         self._share_damage(stream, recipe)
+        if not self._is_free():
+            self._report(SaveFailed(f"the checkpoint of step {position.step} is left out: storage holds up another"))
+            return
         try:
             stall = self._writer.save(position.step, engine.pieces(), state_of(engine, position, stream, recipe))
             _log.info("checkpoint of step %d: copied in %.3f s", position.step, stall)
         except SaveFailed as failure:
             self._report(failure)
+
+    def _is_free(self) -> bool:
+        """Whether the save before has come to its end on every rank; waited for, but only the first time in vain."""
+        if dist.get_world_size() == 1 and self._writer.settles(0):
+            return True
+        everyone: list[bool] = [False] * dist.get_world_size()
+        dist.all_gather_object(everyone, self._writer.settles(0 if self._held_up else self._busy_seconds))
+        self._held_up = not all(everyone)
+        return not self._held_up
 
     def _share_damage(self, stream: MixedStream, recipe: Recipe) -> None:
         """What any rank has found damaged in the data, every rank replaces from here on; it is told once."""
@@ -78,12 +91,19 @@ class RunCheckpoints:
         except SaveFailed as failure:
             self._report(failure)
         self._announce()
+        if self._away is not None:
+            self._away.poll()
 
-    def finish(self) -> None:
-        """Wait for the last save. Raises SaveFailed if the newest save is not in place."""
+    def finish(self, beat: Callable[[], None] = lambda: None, *, hurried: bool = False) -> None:
+        """Wait for the last save, and within bounds for its upload; `beat` is called meanwhile.
+
+        Raises SaveFailed if the newest save is not in place here.
+        """
         self._settle(ending=True)
         if self._failure is not None:
             raise self._failure
+        if self._away is not None:
+            self._away.finish(beat, hurried)
 
     @property
     def last_verified(self) -> int | None:
@@ -104,6 +124,8 @@ class RunCheckpoints:
             self._announced = newest
             self._failure = None
             self._note("checkpointed", step=newest)
+            if self._away is not None:
+                self._away.offer(newest)
 
     def _report(self, failure: SaveFailed, *, ending: bool = False) -> None:
         self._failure = failure
@@ -122,15 +144,8 @@ class RunCheckpoints:
     # -- resuming -------------------------------------------------------------------------------------------------
 
     def resume_point(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies; damaged ones are set aside, with an event. Collective."""
-        while True:
-            path = self._agree_on(0)
-            if path is None:
-                return None
-            damage = self._damage(path)
-            if damage is None:
-                return Checkpoint(path)
-            self._put_away(path, damage, "damaged")
+        """The newest checkpoint that verifies, here or in the second home. Collective. Raises as `Finding.newest`."""
+        return self._found.newest()
 
     def before(self, back: int) -> Checkpoint | None:
         """The `back`-th newest checkpoint that verifies (1: the newest), newer ones put away: the run leaves their
@@ -139,39 +154,16 @@ class RunCheckpoints:
         self._settle()
         dist.barrier()  # nothing may be put away while another rank still waits for it to get its name
         for _ in range(back - 1):
-            newest, older = self._agree_on(0), self._agree_on(1)
+            newest, older = self._found.agree_on(0), self._found.agree_on(1)
             if newest is None or older is None:
                 break
-            self._put_away(newest, "the run went back to an earlier one after a loss spike", "abandoned")
-        found = self.resume_point()
+            self._found.put_away(newest, "the run went back to an earlier one after a loss spike", "abandoned")
+        found = self._found.newest_here()
         self._announced = None if found is None else found.step
         self._writer.went_back(self._announced)
+        if self._away is not None:
+            self._away.went_back(self._announced)
         return found
-
-    def _agree_on(self, number: int) -> Path | None:
-        """Rank 0's view of the directory counts."""
-        found = candidates(self.directory) if self.rank == 0 else []
-        choice = [str(found[number]) if number < len(found) else None]
-        dist.broadcast_object_list(choice, src=0)
-        return None if choice[0] is None else Path(choice[0])
-
-    def _damage(self, path: Path) -> str | None:
-        """Each rank verifies its share of the files; the first damage that any rank found."""
-        found: str | None = None
-        try:
-            Checkpoint(path).verify(self.rank, dist.get_world_size())
-        except DamagedCheckpoint as damage:
-            found = str(damage)
-        everyone: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, found)
-        return next((damage for damage in everyone if damage is not None), None)
-
-    def _put_away(self, path: Path, reason: str, label: str) -> None:
-        if self.rank == 0:
-            set_aside(path, reason, label)
-            self._events.write(f"checkpoint_{label}", checkpoint=path.name, reason=reason)
-            print(f"trestle: {path.name} is set aside: {reason}", flush=True)
-        dist.barrier()
 
 
 def state_of(engine: Engine, position: Position, stream: MixedStream, recipe: Recipe) -> dict[str, Any]:

@@ -83,12 +83,15 @@ class Trainer:
                 stopping = self.parts.stop.reached(self.position.step)
                 self._between_steps(stopping)
                 if stopping and not self._finished():
-                    self.parts.checkpoints.finish()
+                    self.parts.checkpoints.finish(self._beat, hurried=True)
                     return False
-            self.parts.checkpoints.finish()
+            self.parts.checkpoints.finish(self._beat)
             return True
         finally:
             self._close()
+
+    def _beat(self) -> None:
+        self.parts.heartbeat.beat(self.position.step)
 
     def _finished(self) -> bool:
         self.total_steps = self._steps_of(self.recipe.training.steps)

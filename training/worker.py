@@ -140,7 +140,7 @@ def _assemble(
 ) -> tuple[Parts, Checkpoint | None]:
     """Stream and checkpoints of this rank; and the checkpoint to continue from."""
     events = EventLog(folder / "events.jsonl")
-    checkpoints = RunCheckpoints(folder, recipe.checkpoint, events)
+    checkpoints = RunCheckpoints(folder, recipe.run.name, recipe.checkpoint, events)
     checkpoint = checkpoints.resume_point()
     stream = stream_of(recipe, checkpoint)
     parts = Parts(

@@ -65,6 +65,11 @@ def is_file_name(name: object) -> bool:
     return isinstance(name, str) and _FILE_NAME.fullmatch(name) is not None
 
 
+def writer_of(name: str) -> int:
+    """The rank that wrote a file for which `is_file_name` holds."""
+    return int(name.removeprefix("rank-").partition(".")[0])
+
+
 @dataclass(frozen=True)
 class Entry:
     """A piece as it lies in a file: its dtype and the offset of its first byte from the start of the file."""

@@ -42,7 +42,7 @@ class Box:
         return Rectangle(self.piece.box_offset, self.piece.box_shape)
 
     def touching(self, wanted: Rectangle, kind: str) -> Iterator[tuple[Piece, Stored]]:
-        """The pieces of this kind that may hold elements of `wanted`."""
+        """What may hold elements of `wanted`: a part of each stored piece of this kind, from the first to the last."""
         common = wanted.intersect(self.rectangle)
         if common is None:
             return
@@ -55,8 +55,9 @@ class Box:
         last = flat_index(tuple(a - b - 1 for a, b in zip(common.stop, origin, strict=True)), shape)
         for stored in self.stored[bisect_right(self._furthest, first) : bisect_right(self._starts, last)]:
             if kind in stored.kinds:
-                piece = Piece(self.piece.name, kind, self.piece.global_shape, origin, shape, stored.start, stored.stop)
-                yield piece, stored
+                start, stop = max(first, stored.start), min(last + 1, stored.stop)
+                if start < stop:
+                    yield Piece(self.piece.name, kind, self.piece.global_shape, origin, shape, start, stop), stored
 
 
 class Index:

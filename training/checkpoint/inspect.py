@@ -13,6 +13,7 @@ import torch
 from training.checkpoint.errors import DamagedCheckpoint
 from training.checkpoint.pieces import Piece, Shape
 from training.checkpoint.reader import Checkpoint
+from training.checkpoint.source import Source
 
 _CHUNK = 4 << 20  # elements read at a time: 16 MiB of fp32, whatever the tensor's size
 
@@ -39,7 +40,7 @@ class Row:
 class Summary:
     """A checkpoint's rows and health; `damages` is empty when every file is what its manifest says."""
 
-    path: Path
+    path: Path | str
     step: int | None = None
     world_size: int | None = None
     nbytes: int = 0
@@ -57,7 +58,7 @@ class Summary:
         return sum(math.prod(row.shape) for row in self.rows)
 
 
-def summarise(path: Path, statistics: bool = True) -> Summary:
+def summarise(path: Path | Source, statistics: bool = True) -> Summary:
     """Verify a checkpoint and describe its tensors, one at a time and in bounded memory.
 
     A damaged checkpoint is described as far as it can be, without statistics. Raises UnknownFormat.
@@ -65,7 +66,8 @@ def summarise(path: Path, statistics: bool = True) -> Summary:
     try:
         checkpoint = Checkpoint(path)
     except DamagedCheckpoint as damage:
-        return Summary(path, damages=[_one_line(damage)])
+        where = path if isinstance(path, Path) else path.location
+        return Summary(where, damages=[_one_line(damage)])
     damages = [_one_line(damage) for damage in checkpoint.damages()]
     rows: list[Row] = []
     try:
@@ -74,7 +76,7 @@ def summarise(path: Path, statistics: bool = True) -> Summary:
         if _one_line(damage) not in damages:
             damages.append(_one_line(damage))
     nbytes = sum(about["size"] for about in checkpoint.manifest["files"].values())
-    return Summary(path, checkpoint.step, checkpoint.world_size, nbytes, rows, damages, checkpoint.state)
+    return Summary(checkpoint.path, checkpoint.step, checkpoint.world_size, nbytes, rows, damages, checkpoint.state)
 
 
 def _rows(checkpoint: Checkpoint, statistics: bool) -> Iterator[Row]:

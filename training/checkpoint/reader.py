@@ -1,14 +1,12 @@
-"""Reading a checkpoint, whole or in part, on any fmt."""
+"""Reading a checkpoint, whole or in part, on any layout."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import json
-import mmap
-import stat
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +16,21 @@ from training.checkpoint import format as fmt
 from training.checkpoint.errors import CheckpointMismatch, DamagedCheckpoint, UnknownFormat
 from training.checkpoint.index import Box, Index, Stored
 from training.checkpoint.pieces import Assembly, Piece, Shape
-
-# A link would lead out of the checkpoint, a pipe keep its reader waiting, a device never end.
-_NO_FILE = "not a file but a link, a pipe or a device: a checkpoint holds its files themselves"
-
-_MAX_OPEN_FILES = (
-    64  # a mapping holds a file descriptor; a thousand-rank checkpoint must fit under the usual limit of 1024
-)
-
-# Linux's value, which Python's mmap does not name: a file larger than the machine's memory may then be mapped.
-_MAP_NORESERVE = 0x4000
+from training.checkpoint.source import LocalSource, NotAFile, Source
 
 
 class Checkpoint:
-    """A checkpoint on disk. Opening it reads and checks the manifest alone; `verify` checks the files.
+    """A stored checkpoint. Opening it reads and checks the manifest alone; `verify` checks the files.
+
+    It is given as a folder, or as the source that reads its files from elsewhere (`remote.RemoteSource`).
 
     `manifest` is the parsed manifest, `state` what rank 0 was given to store, `step` and `world_size` say where
     it comes from. Raises DamagedCheckpoint (manifest missing, unreadable, changed) and UnknownFormat.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | Source) -> None:
+        self._source: Source = LocalSource(path) if isinstance(path, Path) else path
+        self.path = self._source.location
         self.manifest = self._read_manifest()
         self.state: dict[str, Any] = self.manifest["state"]
         self.step: int = self.manifest["step"]
@@ -46,38 +38,41 @@ class Checkpoint:
         self._files: dict[str, dict[str, Any]] = self.manifest["files"]
         self._index: Index | None = None
         self._rank_states: dict[int, dict[str, Any] | None] = {}
-        self._open: OrderedDict[str, memoryview] = OrderedDict()
+        self._measured: set[str] = set()
 
     # ── integrity ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def verify(self, rank: int = 0, world_size: int = 1) -> None:
-        """Check existence, size and sha256 of the files i ≡ rank (mod world_size). Raises DamagedCheckpoint."""
+        """Check existence, size and sha256 of this rank's share of the files. Raises DamagedCheckpoint."""
         for damage in self.damages(rank, world_size):
             raise damage
 
     def damages(self, rank: int = 0, world_size: int = 1) -> Iterator[DamagedCheckpoint]:
         """What `verify` would raise, for every damaged file."""
-        for name in sorted(self._files)[rank::world_size]:
+        for name in self.share(rank, world_size):
             what = self._wrong_size(name)
             if what is None:
                 try:
-                    found = fmt.sha256_of(self.path / name)
+                    found = self._source.sha256(name)
                 except OSError as error:
-                    what = f"unreadable: {error.strerror}"
+                    what = _trouble(error)
                 else:
                     if found != self._files[name]["sha256"]:
                         what = f"checksum {found[:12]}… where the manifest has {self._files[name]['sha256'][:12]}…"
             if what is not None:
                 yield DamagedCheckpoint(self.path, name, what)
 
+    def share(self, rank: int, world_size: int) -> list[str]:
+        """The files that this rank of a reading layout is responsible for: whole shares of writing ranks, so that each
+        has its part of the large ones, and on the layout that wrote them its own.
+        """
+        return [name for name in sorted(self._files) if fmt.writer_of(name) % world_size == rank]
+
     def _wrong_size(self, name: str) -> str | None:
         try:
-            status = (self.path / name).lstat()
+            size = self._source.size(name)
         except OSError as error:
-            return "missing" if isinstance(error, FileNotFoundError) else f"unreadable: {error.strerror}"
-        if not stat.S_ISREG(status.st_mode):
-            return _NO_FILE
-        size = status.st_size
+            return _trouble(error)
         wanted = self._files[name]["size"]
         if size < wanted:
             return f"truncated: {size} bytes of {wanted}"
@@ -87,9 +82,9 @@ class Checkpoint:
         raw = self._read_small(fmt.MANIFEST)
         if not raw:
             raise DamagedCheckpoint(self.path, fmt.MANIFEST, "empty")
-        digest = self.path / fmt.MANIFEST_DIGEST
-        if digest.exists() and self._read_small(digest.name) != fmt.digest_line(raw):
-            raise DamagedCheckpoint(self.path, fmt.MANIFEST, f"does not match its checksum in {digest.name}")
+        digest = self._read_digest()
+        if digest is not None and digest != fmt.digest_line(raw):
+            raise DamagedCheckpoint(self.path, fmt.MANIFEST, f"does not match its checksum in {fmt.MANIFEST_DIGEST}")
         try:
             manifest = json.loads(raw)
             version = manifest["format_version"]
@@ -100,10 +95,18 @@ class Checkpoint:
                 f"checkpoint {self.path} has format version {version}, this Trestle reads version "
                 f"{fmt.FORMAT_VERSION}: use the Trestle that wrote it, or a newer one"
             )
-        if not digest.exists():
+        if digest is None:
             raise DamagedCheckpoint(self.path, fmt.MANIFEST_DIGEST, "missing")
         self._check_shape(manifest)
         return manifest
+
+    def _read_digest(self) -> bytes | None:
+        try:
+            return self._source.small(fmt.MANIFEST_DIGEST)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DamagedCheckpoint(self.path, fmt.MANIFEST_DIGEST, _trouble(error)) from error
 
     def _check_shape(self, manifest: dict[str, Any]) -> None:
         """A well-signed manifest may still be malicious or a stranger's: refuse what the rest would stumble over."""
@@ -127,12 +130,9 @@ class Checkpoint:
 
     def _read_small(self, name: str) -> bytes:
         try:
-            if not stat.S_ISREG((self.path / name).lstat().st_mode):
-                raise DamagedCheckpoint(self.path, name, _NO_FILE)
-            return (self.path / name).read_bytes()
+            return self._source.small(name)
         except OSError as error:
-            what = "missing" if isinstance(error, FileNotFoundError) else f"unreadable: {error.strerror}"
-            raise DamagedCheckpoint(self.path, name, what) from error
+            raise DamagedCheckpoint(self.path, name, _trouble(error)) from error
 
     # ── contents ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -179,7 +179,8 @@ class Checkpoint:
                 for source, stored in box.touching(wanted, piece.kind):
                     if not assembly.missing:
                         return assembly.buffer
-                    assembly.fill(source, self._elements(source, stored))
+                    for part, data in self._elements(source, stored):
+                        assembly.fill(part, data)
         if assembly.missing:
             gap = assembly.missing[0]
             raise CheckpointMismatch(
@@ -230,27 +231,24 @@ class Checkpoint:
             raise DamagedCheckpoint(self.path, name, "does not match its checksum in the manifest")
         return json.loads(raw)
 
-    def _elements(self, piece: Piece, stored: Stored) -> torch.Tensor:
-        """The stored elements as a view of the mapped file: the pages that a copy touches are read, no others."""
+    def _elements(self, piece: Piece, stored: Stored) -> Iterator[tuple[Piece, torch.Tensor]]:
+        """The elements of a part of what is stored, in one or several pieces."""
         dtype, offset = stored.kinds[piece.kind]
-        return torch.frombuffer(self._map(stored.file), dtype=dtype, count=piece.numel, offset=offset)
+        if stored.file not in self._measured:
+            what = self._wrong_size(stored.file)  # a mapping of a shorter file would end the process with SIGBUS
+            if what is not None:
+                raise DamagedCheckpoint(self.path, stored.file, what)
+            self._measured.add(stored.file)
+        offset += (piece.flat_start - stored.start) * dtype.itemsize
+        for first, data in self._source.elements(stored.file, dtype, offset, piece.numel):
+            start = piece.flat_start + first
+            yield replace(piece, flat_start=start, flat_stop=start + data.numel()), data
 
-    def _map(self, name: str) -> memoryview:
-        if name in self._open:
-            self._open.move_to_end(name)
-            return self._open[name]
-        what = self._wrong_size(name)  # a mapping of a shorter file would end the process with SIGBUS
-        if what is not None:
-            raise DamagedCheckpoint(self.path, name, what)
-        with (self.path / name).open("rb") as file:
-            # A private copy-on-write mapping: torch wants writable memory, the file stays untouched.
-            mapped = mmap.mmap(
-                file.fileno(), 0, flags=mmap.MAP_PRIVATE | _MAP_NORESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE
-            )
-        self._open[name] = memoryview(mapped)
-        if len(self._open) > _MAX_OPEN_FILES:
-            self._open.popitem(last=False)  # unmapped as soon as the last view of it is gone
-        return self._open[name]
+
+def _trouble(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "missing"
+    return str(error) if isinstance(error, NotAFile) else f"unreadable: {error.strerror or error}"
 
 
 def newest(

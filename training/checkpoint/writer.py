@@ -28,6 +28,7 @@ from training.checkpoint.pieces import Piece
 from training.checkpoint.retention import Retention
 
 _log = logging.getLogger("trestle.checkpoint")
+_MARGIN_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -99,19 +100,31 @@ class CheckpointWriter:
         except SaveFailed as failure:  # the others count on this rank now, whenever they learnt of the failure
             earlier = failure
         job = self._snapshot(step, list(pieces), state, rank_state)
-        if self.asynchronous:
-            self._pending = _in_thread(lambda: self._write(job), f"checkpoint-{step}")
-        else:
-            self._write(job)
+        self._pending = _in_thread(lambda: self._write(job), f"checkpoint-{step}")
+        if not self.asynchronous:
+            self.wait()
         if earlier is not None:
             raise earlier
         return time.perf_counter() - begun
 
     def wait(self) -> None:
-        """Return when the last save is in place on all ranks. Raises its error, once."""
+        """Return when the last save is in place on all ranks. Raises its error, once; or that storage has not answered
+        long after all ranks should have given up.
+        """
+        # A rank gives up after twice the deadline, unless the storage holds its thread in a call that never returns.
+        seconds = 2 * self.deadline_seconds + _MARGIN_SECONDS
+        if not self.settles(seconds):
+            raise SaveFailed(
+                f"the checkpoint before has not been written for {seconds:.0f} s: {self.directory} does not answer; "
+                f"{self._fallback()}"
+            )
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    def settles(self, seconds: float) -> bool:
+        """Whether the last save comes to its end, good or bad, within so many seconds."""
+        return self._pending is None or bool(concurrent.futures.wait([self._pending], seconds).done)
 
     def check(self) -> None:
         """Raise the error of the last save if it has failed already; never waits."""
