@@ -16,6 +16,8 @@ import pytest
         ("stream", ["numpy memmap, random", "stream: mix, shuffle, CRCs done"]),
         ("shuffle", ["perfect", "full", "windowed, 64 members"]),
         ("checkpoint_stall", ["stall ÷ blocking save", "all that the loop loses"]),
+        ("checkpoint_scaling", ["written a rank", "fetched a rank"]),
+        ("checkpoint_175b", ["data a rank", "manifest, kB", "index over all records"]),
         ("dedup", ["candidates, theory", "documents per CPU-s", "peak memory"]),
         ("prepare", ["all before the tokenizer", "peak memory of all processes"]),
         ("clip", ["samples/s", "loss seconds", "toy"]),

@@ -13,10 +13,11 @@ from moto.server import ThreadedMotoServer
 
 from data_pipeline.prepare import prepare
 from data_pipeline.recipe import CorpusConfig, PrepareConfig, TokenizerConfig
-from tests.distributed.launch import run
+from data_pipeline.retrying import Patience
+from tests.distributed.launch import free_port, run
 from tests.distributed.test_resuming import words
 from training.checkpoint import Checkpoint, candidates
-from training.checkpoint.remote import RemoteFolder
+from training.checkpoint.remote import RemoteFolder, StorageUnreachable, store
 from training.errors import RecipeError
 from training.metrics import read_events
 
@@ -113,18 +114,27 @@ def test_empty_machine_continues_from_the_bucket_bit_for_bit(
 def test_large_files_go_up_in_parts(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
     content = bytes(range(256)) * (12 << 12)  # 12 MiB
     (tmp_path / "large").write_bytes(content)
-    store = RemoteFolder("s3://lab/parts", "demo", part_bytes=5 << 20).store
-    store.upload(tmp_path / "large", "checkpoints/large")
+    place = RemoteFolder("s3://lab/parts", "demo", part_bytes=5 << 20).store
+    place.upload(tmp_path / "large", "checkpoints/large")
     about = bucket.info("lab/parts/demo/checkpoints/large")
     assert about["ETag"].strip('"').endswith("-3")  # S3's mark of an object of three parts
-    assert store.read("checkpoints/large") == content
-    assert store.read("checkpoints/large", 5 << 20, (5 << 20) + 7) == content[5 << 20 : (5 << 20) + 7]
-    store.remove_folder("checkpoints")
-    assert store.names("checkpoints") == []
-    assert not store.exists("checkpoints/large")
+    assert place.read("checkpoints/large") == content
+    assert place.read("checkpoints/large", 5 << 20, (5 << 20) + 7) == content[5 << 20 : (5 << 20) + 7]
+    place.remove_folder("checkpoints")
+    assert place.names("checkpoints") == []
+    assert not place.exists("checkpoints/large")
 
 
 def test_bucket_that_is_not_there_is_told_from_an_empty_place(bucket: fsspec.AbstractFileSystem) -> None:
     assert RemoteFolder("s3://lab/nothing/yet", "demo").newest(set()) is None
     with pytest.raises(RecipeError, match="no such bucket: make it first"):
         RemoteFolder("s3://nowhere/runs", "demo").newest(set())
+
+
+def test_server_that_does_not_answer_is_no_empty_place(
+    bucket: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "REMOTE", Patience(attempts=1, first_pause=0.0, total=1.0))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(StorageUnreachable, match="cannot be read"):
+        RemoteFolder("s3://lab/runs", "demo").newest(set())

@@ -20,7 +20,6 @@ from training.checkpoint.remote import (
     RemoteFolder,
     RemoteSource,
     RemoteStore,
-    StorageUnreachable,
     Uploader,
     is_checkpoint_url,
     source,
@@ -288,10 +287,27 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "REMOTE", Patience(attempts=2, first_pause=0.01, total=1.0))
 
 
-def test_store_that_does_not_answer_is_no_damage(tmp_path: Path) -> None:
+def test_link_out_of_a_remote_folder_is_damage(tmp_path: Path) -> None:
     write(tmp_path / "store" / "demo" / "checkpoints", 10, world_size=WORLD)
-    path = tmp_path / "store" / "demo" / "checkpoints" / "step-00000010" / "rank-00001.safetensors"
-    path.unlink()
-    path.symlink_to(path)  # reading fails with an error of the system
-    with pytest.raises(StorageUnreachable, match="cannot be read"):
+    folder = tmp_path / "store" / "demo" / "checkpoints" / "step-00000010"
+    (folder / "rank-00001.safetensors").rename(tmp_path / "elsewhere")
+    (folder / "rank-00001.safetensors").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DamagedCheckpoint, match="not a file but a link"):
         Checkpoint(remote(tmp_path).source("step-00000010")).verify()
+
+
+def test_records_of_many_ranks_are_read_at_once_here_and_there(tmp_path: Path, run: Path) -> None:
+    write(run / "checkpoints", 10, world_size=16)
+    both = uploaders(tmp_path)
+    offer(both, 10)
+    wait_for(lambda: all(one.settled for one in both), "upload")
+    reading = remote(tmp_path).source("step-00000010")
+    records = tmp_path / "store" / "demo" / "checkpoints" / "step-00000010"
+    for rank in range(16):
+        (records / f"rank-{rank:05d}.json").unlink()  # what is not asked for is not missed
+    assert torch.equal(Checkpoint(reading).tensor("embedding"), values("embedding", "weight", 10))
+    together = run / "checkpoints" / "step-00000010" / "records.json"
+    content = bytearray(together.read_bytes())
+    content[40] ^= 1  # a copy that is damaged is no damage: the record itself is there
+    together.write_bytes(content)
+    assert torch.equal(Checkpoint(together.parent).tensor("embedding"), values("embedding", "weight", 10))

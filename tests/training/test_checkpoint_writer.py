@@ -278,3 +278,22 @@ def test_retention_leaves_alone_what_it_cannot_read(tmp_path: Path) -> None:
 )
 def test_surplus_by_hand(losses: dict[int, float | None], retention: Retention, surplus: list[int]) -> None:
     assert retention.surplus(losses) == surplus
+
+
+def test_storage_that_hangs_is_told_and_the_next_save_works_when_it_answers(tmp_path: Path) -> None:
+    partial = tmp_path / ".step-00000005.partial"
+    writer = CheckpointWriter(tmp_path, 0, 1, deadline_seconds=30.0)
+    partial.mkdir()
+    os.mkfifo(partial / "rank-00000.safetensors")  # opening it for writing hangs, as a dead mount does
+    writer.save(5, share(0, 1), {})
+    assert not writer.settles(0.1)
+    writer.check()  # no error yet, and no wait
+    assert writer.last_verified is None
+    read = (partial / "rank-00000.safetensors").read_bytes()  # the mount is back: a pipe cannot be flushed to a disk
+    assert len(read) > 0
+    assert writer.settles(30.0)
+    with pytest.raises(SaveFailed, match="step 5 was not written"):
+        writer.wait()
+    writer.save(10, share(0, 1), {})
+    writer.wait()
+    Checkpoint(tmp_path / "step-00000010").verify()

@@ -4,6 +4,7 @@
       rank-00000.safetensors    the pieces of rank 0; any safetensors library reads it
       rank-00000.json           what they are: name, kind, shapes, flat range, dtype, byte offset in the file
       …
+      records.json              from 16 ranks on: the records one after the other, for those who need many of them
       manifest.json             format version, step, world size, size and sha256 of every file, the caller's state
       manifest.json.sha256      protects the manifest itself; `sha256sum -c` understands it
 
@@ -29,6 +30,8 @@ from training.checkpoint.pieces import Piece
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.json.sha256"
+RECORDS = "records.json"
+"""A convenience that no manifest lists: a reader checks each record in it against the manifest, or reads the record."""
 
 #: torch dtype → its name in safetensors. Wider ones first: that order keeps every tensor aligned without padding.
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}

@@ -46,6 +46,14 @@ class NotAFile(OSError):
     """A link would lead out of the checkpoint, a pipe keep its reader waiting, a device never end."""
 
 
+def check_is_file(path: Path) -> int:
+    """Bytes of a file. Raises NotAFile, FileNotFoundError and other OSErrors."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise NotAFile("not a file but a link, a pipe or a device: a checkpoint holds its files themselves")
+    return status.st_size
+
+
 class LocalSource:
     """A folder. Files are mapped: the pages that a copy touches are read, no others."""
 
@@ -59,10 +67,7 @@ class LocalSource:
         return (self._path / name).read_bytes()
 
     def size(self, name: str) -> int:
-        status = (self._path / name).lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise NotAFile("not a file but a link, a pipe or a device: a checkpoint holds its files themselves")
-        return status.st_size
+        return check_is_file(self._path / name)
 
     def sha256(self, name: str) -> str:
         return fmt.sha256_of(self._path / name)

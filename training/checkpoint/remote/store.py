@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from data_pipeline.errors import DamagedShard
 from data_pipeline.locations import PACKAGES
 from data_pipeline.retrying import REMOTE, reason
+from training.checkpoint.source import check_is_file
 from training.errors import RecipeError, TrainingError
 
 T = TypeVar("T")
@@ -57,7 +58,7 @@ class RemoteStore:
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """A file, or bytes [start, stop) of it."""
-        place = self._place(name)
+        place = self._file(name)
         return self._patiently(name, lambda: self._cat(place, start, stop))
 
     def exists(self, name: str) -> bool:
@@ -68,7 +69,7 @@ class RemoteStore:
         return True
 
     def size(self, name: str) -> int:
-        place = self._place(name)
+        place = self._file(name)
         return int(self._patiently(name, lambda: self._info(place))["size"])
 
     def names(self, folder: str = "") -> list[str]:
@@ -149,6 +150,13 @@ class RemoteStore:
         if not name or name.startswith("/") or any(part in ("", ".", "..") for part in name.split("/")):
             raise ValueError(f"{name!r} leads out of {self.location}")
         return f"{self._root}/{name}"
+
+    def _file(self, name: str) -> str:
+        """The full name of a file to read, which in a folder must be one."""
+        place = self._place(name)
+        if self._is_folder:
+            check_is_file(Path(place))
+        return place
 
     def _made(self, place: str) -> str:
         if self._is_folder:

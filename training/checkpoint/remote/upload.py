@@ -218,6 +218,8 @@ class Uploader:
         """Rank 0: manifest and digest, then what retention lets go."""
         local = self._directory / announcement.name
         self.remote.put_run_files(self._folder)
+        if (local / fmt.RECORDS).is_file():  # not listed, hence not read back: a reader checks what it takes from it
+            self.remote.store.upload(local / fmt.RECORDS, place(announcement.name, fmt.RECORDS))
         for name in (fmt.MANIFEST, fmt.MANIFEST_DIGEST):
             content = (local / name).read_bytes()
             self._check(generation)
