@@ -3,7 +3,8 @@
     python -m tests.faults.soak --faults 100 --seed 1        # or: make soak
 
 Two nodes on this machine, one data-parallel rank on each, ZeRO 1, bf16. Prints a line for each fault, a table of what
-they cost, and the verdict; exit code 0 if figures, weights and moments are equal to the last bit.
+they cost, and the verdict; exit code 0 if figures, weights and moments are equal to the last bit. --minutes ends it
+early: the faults that have not begun by then are left out.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ PATIENCE = 12.0
 """Seconds until a rank that makes no progress counts as hung."""
 DELAY = 2.0
 """Seconds that a rank is held up without being hung."""
-SECONDS_PER_FAULT = 60.0
+SECONDS_PER_FAULT = 90.0
 """Longer than any recovery takes on a busy machine: what the deadline of a run is made of."""
 ENOUGH_FOR_LOGS_ONLY = 150_000
 """Bytes that a file of a rank with a full disk may have: below its part of a checkpoint, above its log."""
@@ -174,8 +175,13 @@ def output_of(pid: int) -> str:
     return ""
 
 
-def soak(where: Path, plan: Sequence[Fault], steps: int, say: Callable[[str], None]) -> tuple[list[Cost], RunFiles]:
-    """Train in the folder `where`, with its shards and recipe, through all faults of a plan. Raises AssertionError."""
+def soak(
+    where: Path, plan: Sequence[Fault], steps: int, say: Callable[[str], None], seconds: float
+) -> tuple[list[Cost], RunFiles]:
+    """Train in the folder `where`, with its shards and recipe, through all faults of a plan, or as many as begin within
+    so many seconds. Raises AssertionError.
+    """
+    until = time.monotonic() + seconds
     with machines(NODES) as ray:
         cluster = {"address": ray.address, "node_address": HEAD, "nodes": 2, "ranks_per_node": 1, "max_restarts": 8}
         cluster |= {"heartbeat_seconds": PATIENCE, "node_return_seconds": 120, "min_nodes": 2}
@@ -186,6 +192,9 @@ def soak(where: Path, plan: Sequence[Fault], steps: int, say: Callable[[str], No
         with started(command, where, where / "runs" / "soak", deadline=deadline, more=ray.environment) as run:
             sufferer = Sufferer(run, ray)
             for number, fault in enumerate(plan):
+                if time.monotonic() > until:
+                    say(f"the time is up after {number} faults; the run ends in peace")
+                    break
                 costs.append(cost := sufferer.suffer(fault))
                 again = f"{cost.restarts} restart{'' if cost.restarts == 1 else 's'}" if cost.restarts else "trained on"
                 say(
@@ -215,9 +224,11 @@ def summary(costs: Sequence[Cost], wall: float, files: RunFiles) -> str:
             rows.append((kind, len(seconds), restarts, statistics.median(seconds), max(seconds)))
     shown = table(("fault", "times", "restarts", "median s", "longest s"), rows)
     useful = sum(line["step_seconds"] for line in files.figures())
+    own = files.figures()[-1].get("goodput")
+    useful_share = f"{useful / wall:.0%}" + ("" if own is None else f"; goodput by its own account {own:.0%}")
     damaged = len(files.events("checkpoint_damaged"))
     return (
-        f"{shown}\n{len(costs)} faults in {wall:.0f} s; steps that count took {useful:.0f} s ({useful / wall:.0%}); "
+        f"{shown}\n{len(costs)} faults in {wall:.0f} s; steps that count took {useful:.0f} s ({useful_share}); "
         f"{damaged} damaged checkpoint{'' if damaged == 1 else 's'} set aside"
     )
 
@@ -233,10 +244,12 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=600, help="no fault begins later than this")
     parser.add_argument("--gap", type=int, default=GAP, help="steps between faults, on average")
     parser.add_argument("--where", type=Path, default=None, help="a folder with recipe.yaml and shards; made if null")
     parser.add_argument("--result", type=Path, default=None, help="write faults and verdict here, as JSON")
     asked = parser.parse_args(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # everything started is ended, too
     where = asked.where or Path(tempfile.mkdtemp(prefix="soak-"))
     if asked.where is None:
         prepare(where)
@@ -245,7 +258,7 @@ def main(words: Sequence[str] | None = None) -> int:
     print(f"seed {asked.seed}: {asked.faults} faults in {steps} steps, in {where}", flush=True)
     calm = undisturbed(where, steps)
     began = time.monotonic()
-    costs, files = soak(where, plan, steps, lambda line: print(line, flush=True))
+    costs, files = soak(where, plan, steps, lambda line: print(line, flush=True), 60 * asked.minutes)
     wall = time.monotonic() - began
     print(summary(costs, wall, files))
     try:
