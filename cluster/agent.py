@@ -66,6 +66,13 @@ class Agent:
                 raise LaunchError(f"node {launch.node} could not start its ranks: {error}") from error
             return self._group.warm
 
+    def stand_by(self, launch: Launch) -> None:
+        """Be ready to start ranks like those of `launch` on this node, which has none of them."""
+        with self._lock:
+            self._keep_standby(launch)
+            if self._standby is not None:
+                self._standby.prepare([])
+
     def report(self, timeout: float) -> Report:
         """As `RankGroup.report`."""
         report = self._running().report(timeout)

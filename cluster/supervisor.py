@@ -85,7 +85,7 @@ def run(
         entered), "function" (where its main thread is), "last" ({"operation", "group", "sequence"} when not waiting).
 
     `standby`: the command knows how to be one. Where `config.standby` and the memory allow, each node then keeps one
-    more process of it, started once all ranks of the node have shown a heartbeat, with
+    more process of it, started once all ranks of the node have shown a heartbeat (on spare nodes at once), with
       TRESTLE_STANDBY    in place of the above from RANK to TRESTLE_STACKS: the number of an inherited stream socket
     and ranks of later attempts are forked from it, which have nothing left to import (`training.standby` has the
     protocol). Where none is ready in time, ranks start cold.
@@ -212,6 +212,11 @@ class _Supervisor:
             standby=self._standby,
         )
         warm = attempt.start([replace(common, node=at.address, node_rank=at.node_rank) for at in places])
+        if self._standby is not False:
+            in_use = {at.node_id for at in places}
+            for spare in self._roster.pool.places:
+                if spare.node_id not in in_use:
+                    spare.agent.stand_by.remote(replace(common, node=spare.address))  # whatever becomes of it
         details: Event = {
             "nodes": [at.address for at in places],
             "ranks": world_size,

@@ -38,6 +38,8 @@ NICE = 10
 MEETING_SECONDS = 5.0
 """How long a forked rank waits to become the supervisor's child: it takes well under a millisecond."""
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_PTRACER = 1, 15, 0x59616D61  # linux/prctl.h
+_LATE = ("deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_layer", "numpy.ma")
+"""What DeepSpeed imports as late as while it is initialized, some of it slowly."""
 _CUDA_PROBE = "PYTORCH_NVML_BASED_CUDA_CHECK"  # lets torch count GPUs without starting CUDA
 
 
@@ -83,7 +85,9 @@ def import_all(arguments: list[str]) -> None:
     worker.family(recipe.model.family).implementation  # noqa: B018 a property that imports
     if recipe.parallel.zero_stage > 0:
         importlib.import_module("training.engine.zero")
-        importlib.import_module("deepspeed.module_inject.auto_ep_layer")
+        for name in _LATE:
+            with suppress(ImportError):
+                importlib.import_module(name)
 
 
 def name_process(name: str) -> None:

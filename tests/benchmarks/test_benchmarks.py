@@ -23,7 +23,7 @@ import pytest
         ("clip", ["samples/s", "loss seconds", "toy"]),
         ("contrastive", ["÷ dense", "fp32 against fp64", "memory beyond the features", "open_clip"]),
         ("pictures", ["Pillow", "Trestle's stream, 4 threads besides", "CPU cores"]),
-        ("recovery", ["measured here: Trestle, detected", "measured elsewhere: torchrun"]),
+        ("recovery", ["Trestle, detected", "Trestle, next optimizer step", "measured elsewhere: torchrun"]),
     ],
 )
 def test_quick_run_prints_both_sides(name: str, says: list[str]) -> None:

@@ -102,6 +102,13 @@ def test_ranks_of_the_next_attempt_are_forked_and_like_those_that_were_started(a
     assert [state.exit_code for state in report.states] == [-signal.SIGTERM] * 2
 
 
+def test_a_spare_node_is_ready_before_it_has_ranks(agent: Agent, tmp_path: Path) -> None:
+    agent.stand_by(launch(tmp_path, "ignore-term"))
+    until(lambda: children(NAME))
+    assert agent.start(launch(tmp_path, "ignore-term", attempt=5)) == 2
+    assert len(tree_of(RANK)) == 3
+
+
 def test_a_forked_rank_that_dies_is_seen_and_its_children_end(agent: Agent, tmp_path: Path) -> None:
     agent.start(launch(tmp_path, "with-child"))
     until(lambda: children(NAME))
@@ -115,7 +122,10 @@ def test_a_forked_rank_that_dies_is_seen_and_its_children_end(agent: Agent, tmp_
     assert gone(grandchild) and agent.states()[0].exit_code is None
 
 
-def test_a_standby_that_is_killed_leaves_the_ranks_alone_and_is_replaced(agent: Agent, tmp_path: Path) -> None:
+def test_a_standby_that_is_killed_leaves_the_ranks_alone_and_is_replaced(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standby_module, "LOOK_SECONDS", 0.0)
     agent.start(launch(tmp_path, "ignore-term"))
     until(lambda: children(NAME))
     agent.stop(0.0)
