@@ -10,6 +10,7 @@ Start with `supervisor.run`, which the launcher calls; then, from the outside in
 - `diagnosis`    which rank is to blame for a failure or a hang (pure)
 - `evidence`     what ranks say of themselves in a hang, and whom it points to (pure); `stacks` asks a node's ranks,
                  `hang` all of them, and writes the report
+- `survey`       a short command once on every node of a running cluster
 - `listening`    which addresses processes listen on
 - `memory`       whether the kernel killed a rank because memory ran out
 - `session`      a connection to Ray: private, or joined by address

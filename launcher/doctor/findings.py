@@ -50,8 +50,9 @@ def as_text(findings: Sequence[Finding], seconds: float) -> str:
 
 def verdict(findings: Sequence[Finding], seconds: float) -> str:
     """The last line: what the exit code says."""
-    failed = [one.name for one in findings if one.status is Status.FAIL]
-    warned = [one.name for one in findings if one.status is Status.WARN]
+    # Each name once: several nodes may have the same fault.
+    failed = list(dict.fromkeys(one.name for one in findings if one.status is Status.FAIL))
+    warned = list(dict.fromkeys(one.name for one in findings if one.status is Status.WARN))
     took = f"({len(findings)} checks, {seconds:.0f} s)"
     if failed:
         return f"will not work until mended: {', '.join(failed)} {took}"

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from cluster.survey import Answer
 from launcher.doctor import devices, machine, ranks, ray_check
 from launcher.doctor.child import ChildFailed, results, start
 from launcher.doctor.findings import Finding, Status, as_text
+from launcher.doctor.nodes import findings_of
 from launcher.doctor.versions import check_versions, installed, requirements
 
 ROOT = Path(__file__).parents[2]
@@ -141,3 +143,17 @@ def test_a_check_that_never_ends_is_ended_and_said(tmp_path: Path) -> None:
     assert child.returncode is not None
     with pytest.raises(ChildFailed, match="No module named"):
         results([start("launcher.no_such_module")], time.monotonic() + 60)
+
+
+def test_nodes_that_differ_are_told_by_name() -> None:
+    def answer(node: str, torch: str, clock: float) -> Answer:
+        found = [{"section": "versions", "name": "packages", "status": "ok", "text": f"torch {torch}", "mend": ""}]
+        return Answer(node, json.dumps({"findings": found}), None, clock)
+
+    alike = findings_of([answer("10.0.0.1", "2.13.0", 0.01), answer("10.0.0.2", "2.13.0", -0.02)])
+    assert {one.status for one in alike} == {Status.OK} and "agree within 0.02 s" in words_of(alike)
+    answers = [answer("10.0.0.1", "2.13.0", 0.0), answer("10.0.0.2", "2.13.0", 7.0), answer("10.0.0.3", "2.12.0", 0.0)]
+    broken = [Answer("10.0.0.4", "", "No module named launcher", None), Answer("10.0.0.5", "hello", None, 0.0)]
+    told = words_of(findings_of([*answers, *broken]))
+    assert "10.0.0.2 by +7.0 s" in told and "differ on 10.0.0.3 from the other nodes" in told
+    assert "No module named launcher" in told and "has answered 'hello'" in told
