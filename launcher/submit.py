@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from data_pipeline.locations import is_remote
 from launcher.arguments import Parser, add_recipe
 from launcher.checkout import Checkout, read_checkout
-from launcher.dry_run import check_anywhere
+from launcher.dry_run import add_dry_run, check_anywhere, dry_run
 from launcher.errors import UserError
 from launcher.head import add_head, follow, host_of, jobs_of
 from launcher.in_job import RECIPE, SUBMISSION
@@ -49,6 +49,7 @@ def parser() -> Parser:
     made.add_argument("--follow", action="store_true", help="show what the job prints until it has ended")
     made.add_argument("--python", help="the interpreter there (this one's path if it is there, else `python`)")
     add_head(made)
+    add_dry_run(made)
     return made
 
 
@@ -60,6 +61,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         return 0
     if job.cluster.address is not None:
         raise UserError("cluster.address is for `trestle train`; a job joins the cluster that it is submitted to")
+    if arguments.dry_run:
+        return dry_run(job, all_ranks=arguments.all_ranks, as_json=arguments.json)
     job.cluster.allow_open_head |= arguments.allow_open_head
     unseen = check(job)
     checkout = read_checkout()

@@ -61,6 +61,12 @@ def test_every_rank_is_shown_if_asked_and_as_json(capsys: pytest.CaptureFixture[
     assert sum(8 * stage["parameters"] for stage in plan["stages"]) == pytest.approx(175.2e9, rel=5e-3)
 
 
+def test_submit_shows_the_same_without_a_head(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trained = shown(capsys, "gpt3-1.3b")
+    assert cli.main(["submit", "gpt3-1.3b", "--dry-run"]) == 0
+    assert capsys.readouterr().out == trained and list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_run_is_refused_as_at_a_start(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "gpt3-175b", "--dry-run", "--parallel.tensor", "16"]) == 2
     assert "would cross nodes" in capsys.readouterr().err
