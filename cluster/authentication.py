@@ -126,8 +126,8 @@ def check_head(address: str, seconds: float, allow_open: bool) -> None:
     if error.code() is grpc.StatusCode.UNIMPLEMENTED:
         raise HeadUnreachable(f"what answers at {address} is no Ray head") from error
     raise HeadUnreachable(
-        f"no Ray head has answered at {address} for {seconds:g} s; start one with `ray start --head`, "
-        "or set cluster.address to null for a private Ray"
+        f"no Ray head has answered at {address} for {seconds:g} s; start one with `ray start --head` (if it uses TLS, "
+        "set RAY_USE_TLS=1 and its certificates here, too), or set cluster.address to null for a private Ray"
     ) from error
 
 

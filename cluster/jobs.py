@@ -137,10 +137,13 @@ class Jobs:
 
         `grace_seconds`: how long it may take to end after `stop`. Raises `UserError` for a package above Ray's limit.
         """
+        from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
         from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
 
-        if package.stat().st_size >= GCS_STORAGE_MAX_SIZE:
-            raise PackageTooLarge(package.stat().st_size, GCS_STORAGE_MAX_SIZE)
+        # The second is what Ray's own client looks at (512 MiB), but the dashboard takes no request above the first.
+        limit = min(DASHBOARD_CLIENT_MAX_SIZE, GCS_STORAGE_MAX_SIZE)
+        if package.stat().st_size >= limit:
+            raise PackageTooLarge(package.stat().st_size, limit)
         wait = math.ceil(grace_seconds + STOP_MARGIN_SECONDS)
         with _speaking_to(self.address):
             self._client.submit_job(
@@ -217,7 +220,7 @@ class PackageTooLarge(UserError):
     """The files that should go with a job are more than Ray takes."""
 
     def __init__(self, size: int, limit: int) -> None:
-        super().__init__(f"the package has {size / 1e6:.0f} MB, and Ray takes less than {limit / 1e6:.0f} MB")
+        super().__init__(f"the package has {size / 1e6:.3g} MB, and Ray takes less than {limit / 1e6:.3g} MB")
 
 
 def _job(details: Any) -> ClusterJob:

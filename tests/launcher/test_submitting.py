@@ -115,7 +115,7 @@ def test_job_is_submitted_stopped_killed_and_goes_on_each_time(place: Place) -> 
     """Two nodes that keep Ray's files at different paths. One story: each job takes seconds to start."""
     forever = ("--training.steps", "100000", "--training.log_every", "1")
     too_large = place.submit(*forever, RAY_max_grpc_message_size="100000")
-    assert too_large.returncode == 2 and "Ray takes less than 0 MB: name in .gitignore" in too_large.stderr
+    assert too_large.returncode == 2 and "Ray takes less than 0.1 MB: name in .gitignore" in too_large.stderr
 
     submitted = place.submit(*forever)
     assert submitted.returncode == 0, submitted.stderr
@@ -130,6 +130,7 @@ def test_job_is_submitted_stopped_killed_and_goes_on_each_time(place: Place) -> 
         environment = _read(Path(f"/proc/{pid}/environ"))
         assert b"RANK=" in environment and b"RAY_" not in environment
         assert not any(secret.encode() in environment for secret in SECRETS.values())
+    assert_no_secret_in_a_command_line(place)
     again = place.submit(*forever)
     assert again.returncode == 2 and "trestle-far-1 is at work on this run" in again.stderr
 
@@ -177,6 +178,13 @@ def test_job_is_submitted_stopped_killed_and_goes_on_each_time(place: Place) -> 
     unknown = place.trestle("logs", "nope")
     assert unknown.returncode == 2 and "has no job nope; it has trestle-far-1" in unknown.stderr
     assert_no_secret_was_written(place)
+
+
+def assert_no_secret_in_a_command_line(place: Place) -> None:
+    """Of whatever runs on this machine: both nodes of Ray, the job, its ranks."""
+    shown = b"".join(_read(entry / "cmdline") for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    assert str(place.head.root).encode() in shown
+    assert not any(secret.encode() in shown for secret in (*SECRETS.values(), place.head.token_file.read_text()))
 
 
 def assert_no_secret_was_written(place: Place) -> None:
