@@ -12,6 +12,7 @@ fewer cores than ranks they cannot fall as the bytes do.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -84,6 +85,7 @@ def main() -> None:
             argument = {"folder": folder, "model": {**sizes, "sequence_length": 64}}
             ranks = run("tests.benchmarks.checkpoint_scaling:save_and_load", world, argument, deadline=240.0)
             rows.append([str(world), *(cell(ranks, *column) for column in COLUMNS.values())])
+            print(f"{world} ranks done", file=sys.stderr, flush=True)
     print(machine("torch", "deepspeed"))
     print_table(["ranks", *COLUMNS], rows)
 
