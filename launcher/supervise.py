@@ -6,6 +6,7 @@ import os
 import shlex
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,8 @@ from launcher.run_folder import RunFolder
 from launcher.tunnel import tunnel_words
 from modeling.errors import ModelError
 from training.errors import RecipeError
-from training.metrics.events import EventLog
+from training.metrics.events import PatientEventLog
+from training.metrics.ledger import goodput_in_words
 from training.recipe import Recipe, check
 
 if TYPE_CHECKING:
@@ -66,13 +68,12 @@ def supervise(folder: RunFolder, job: Job) -> int:
     """Run the ranks of `job` in `folder` until they finish or give up; the exit code for the shell."""
     import cluster
 
-    log = EventLog(folder.events)
+    log, begun = PatientEventLog(folder.events), time.monotonic()
 
     def on_event(event: Mapping[str, Any]) -> None:
-        try:
-            log.write(event["event"], **{key: value for key, value in event.items() if key != "event"})
-        except OSError as error:  # the ranks train on: a full disk is no reason to lose their work
-            print(f"trestle: {event['event']} could not be noted: {error}", file=sys.stderr, flush=True)
+        fields = {key: value for key, value in event.items() if key != "event"}
+        # Beside the time of day, which may jump: goodput is computed from this launch's own seconds.
+        log.write(event["event"], **fields, uptime=round(time.monotonic() - begun, 3))
         line = _line(event)
         if line:
             print(f"trestle: {line}", flush=True)
@@ -95,9 +96,12 @@ def supervise(folder: RunFolder, job: Job) -> int:
         if job.cluster.address is not None:
             print("\n".join(tunnel_words(folder.path.absolute(), socket.gethostname())))
     elif outcome.exit_code == 75:
-        print(f"trestle: {outcome.reason}\n  resume    {_command('trestle')} resume {shlex.quote(str(folder.path))}")
+        told = _goodput(folder)
+        print(
+            f"trestle: {outcome.reason}\n{told}  resume    {_command('trestle')} resume {shlex.quote(str(folder.path))}"
+        )
     else:
-        print(f"trestle: {outcome.reason}", file=sys.stderr)
+        print(f"trestle: {outcome.reason}\n{_goodput(folder)}".rstrip(), file=sys.stderr)
     return outcome.exit_code
 
 
@@ -148,6 +152,7 @@ def closing_words(folder: RunFolder) -> str:
         names |= {n: n for n in figures if n.endswith(("_r1", "/top1", "/accuracy"))}
     width = max(map(len, names.values()))
     lines += [f"  {label:{width}}  {_figure(figures[name])}" for name, label in names.items() if name in figures]
+    lines += [line for line in _goodput(folder).splitlines() if line]
     trestle = _command("trestle")
     lines += [
         "next:",
@@ -158,6 +163,12 @@ def closing_words(folder: RunFolder) -> str:
         else f"  generate  {trestle} generate {run} --prompt TEXT",
     ]
     return "\n".join(lines)
+
+
+def _goodput(folder: RunFolder) -> str:
+    """A line with its end, or nothing where no rank has got far enough to tell."""
+    told = goodput_in_words(folder.path)
+    return "" if told is None else f"  goodput   {told}\n"
 
 
 def _figure(value: object) -> str:

@@ -128,6 +128,15 @@ class TrainingConfig:
     """Stop after this many spikes."""
     deterministic: bool = False
     """On a GPU, use deterministic kernels only; a CPU always does."""
+    straggler_factor: float | None = 1.5
+    """Name a rank that works this many times as long as the median of its peers (ranks of the same place in other
+    replicas); null: compare nothing."""
+    straggler_seconds: float = 60.0
+    """For how long it must have been that slow, in every logging interval, three at least."""
+    check_replicas_every: int | None = None
+    """Steps between checks, before checkpoints too, that data-parallel replicas hold equal weights; null: never."""
+    check_recompute_every: int | None = None
+    """Steps between checks that a step computed twice gives the same bits, which costs that step again; null: never."""
     sample_prompt: str | None = None
     """Continue this text at each validation and show it in TensorBoard; null: nothing."""
 
@@ -141,6 +150,15 @@ class TrainingConfig:
             raise RecipeError(
                 f"training.spike_checkpoints is {self.spike_checkpoints} and max_spikes {self.max_spikes}; "
                 "the first must be at least 1, the second not negative"
+            )
+        for name in ("check_replicas_every", "check_recompute_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RecipeError(f"training.{name} is {value}; it must be at least 1, or null")
+        if (self.straggler_factor is not None and self.straggler_factor <= 1) or self.straggler_seconds < 0:
+            raise RecipeError(
+                f"training.straggler_factor is {self.straggler_factor} and straggler_seconds {self.straggler_seconds}; "
+                "the first must be above 1, or null, the second not negative"
             )
         if self.log_every < 1:
             raise RecipeError(f"training.log_every is {self.log_every}; it must be at least 1")

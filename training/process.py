@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ class RankEnvironment:
     port: int = 0
     attempt: int = 0
     heartbeat: Path | None = None
+    begun: float = field(default_factory=lambda: _begun())
+    """When its work began, by time.monotonic(): the start of the process, but of a standby the moment of its call."""
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> RankEnvironment:
@@ -66,6 +70,18 @@ class RankEnvironment:
         return read
 
 
+def _begun() -> float:
+    now = time.monotonic()
+    if "TRESTLE_STANDBY" in os.environ:
+        return now
+    try:
+        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # proc(5): field 22
+    except (OSError, ValueError, IndexError):
+        return now
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+    return now - max(0.0, age)
+
+
 class Heartbeat:
     """Tells whoever watches the rank how far it is, by a file that only this rank writes."""
 
@@ -73,12 +89,16 @@ class Heartbeat:
         self._path = path
 
     def beat(self, step: int) -> None:
-        """Progress was made; `step` steps are complete."""
+        """Progress was made; `step` steps are complete. On a full disk only the file's time says so."""
         if self._path is None:
             return
         draft = self._path.with_name(f"{self._path.name}.draft")
-        draft.write_text(f"{step}\n")
-        draft.replace(self._path)  # a reader never sees half a number
+        try:
+            draft.write_text(f"{step}\n")
+            draft.replace(self._path)  # a reader never sees half a number
+        except OSError:
+            with suppress(OSError):
+                os.utime(self._path)
 
 
 class StopRequest:

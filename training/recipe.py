@@ -183,6 +183,11 @@ def check(recipe: Recipe, world_size: int) -> None:
             "training.compile makes one graph of a layer, which training.recompute selective would cut; "
             "use full or none with it"
         )
+    if recipe.training.check_replicas_every and parallel.zero_stage == 3:
+        raise RecipeError(
+            f"training.check_replicas_every is {recipe.training.check_replicas_every}, but parallel.zero_stage 3 keeps "
+            "each weight on one rank: there are no replicas; set it to null, and use check_recompute_every"
+        )
     _check_kind(recipe)
     schedule = BatchSchedule(recipe.batch, model.sequence_length)
     for size in schedule.sizes():

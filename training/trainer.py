@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ from data_pipeline.batching import BatchSchedule, Duration
 from data_pipeline.mixed_stream import MixedStream
 from modeling import groups, megatron_bridge
 from modeling.registry import Family
-from training.batches import Batches
+from training.batches import Batches, LocalBatch
 from training.checkpoint import Checkpoint
 from training.engine import Engine, StepResult
 from training.errors import Diverged
 from training.figures import Tally, device_name, flops_note, memory_bytes, public
+from training.health import Health
 from training.inputs import Inputs, Seen
-from training.metrics import EventLog, Recorder, StepClock, format_line, goodput, mfu, peak_flops, read_events
+from training.metrics import EventLog, Ledger, Recorder, StepClock, format_line, mfu, peak_flops
 from training.position import Position
-from training.process import Heartbeat, StopRequest
+from training.process import Heartbeat, RankEnvironment, StopRequest
 from training.recipe import Recipe, to_yaml
 from training.saving import RunCheckpoints, restore
 from training.schedule import Schedule
@@ -45,8 +47,15 @@ class Parts:
     events: EventLog
     heartbeat: Heartbeat
     stop: StopRequest
-    rank: int
-    world_size: int
+    environment: RankEnvironment
+
+    @property
+    def rank(self) -> int:
+        return self.environment.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.environment.world_size
 
 
 class Trainer:
@@ -62,16 +71,18 @@ class Trainer:
         if checkpoint is not None:
             self.position = restore(self.engine, self.stream, recipe, checkpoint)
         self.total_steps = self._steps_of(recipe.training.steps)
-        self.clock = StepClock(self.position.useful_seconds)
+        self.clock = StepClock(self.position.useful_seconds, begun=parts.environment.begun)
+        self.health = Health(recipe, self.engine, self.clock, parts.events)
         self.tally = Tally(self.stream.corpora, self.engine.device)
         self.recorder: Recorder | None = None
         if parts.rank == 0:
             self.recorder = Recorder(parts.folder, checkpoint.step if checkpoint is not None else None)
+            age = time.monotonic() - parts.environment.begun
+            self.ledger = Ledger(parts.folder, parts.environment.attempt, self.position.step, age)
             self._write_texts()
         self.looking = parts.inputs.looking(self.engine, self.stream, lambda: parts.heartbeat.beat(self.position.step))
         self._batches: Batches | None = None
         self._flops = parts.family.flops_per_token(recipe.model)
-        self._restarts = sum(1 for e in read_events(parts.folder / "events.jsonl") if e["event"] == "restarted")
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -104,9 +115,9 @@ class Trainer:
         position, clock = self.position, self.clock
         with clock.phase("data"):
             batch = next(self._data())
-        with clock.phase("forward_backward"):
-            self._seed_dropout()
-            figures = self.engine.forward_backward(batch.micro_batches)
+        with clock.phase("forward_backward"), self.health.step(position.step + 1):
+            figures = self._forward_backward(batch)
+        self.health.check(position.step + 1, figures, lambda: self._forward_backward(batch))
         samples = position.samples + batch.samples
         rate = self.schedule.learning_rate(position.step, samples * self.stream.sequence_length)
         with clock.phase("optimizer"):
@@ -121,6 +132,10 @@ class Trainer:
         self.parts.heartbeat.beat(position.step)
         self._note(result)
         self._rate, self._norm, self._size = rate, result.grad_norm, batch.samples
+
+    def _forward_backward(self, batch: LocalBatch) -> list[dict[str, torch.Tensor]]:
+        self._seed_dropout()
+        return self.engine.forward_backward(batch.micro_batches)
 
     def _note(self, result: StepResult) -> None:
         """Count steps that were left out, and stop when there are too many in a row."""
@@ -214,6 +229,7 @@ class Trainer:
         figures: dict[str, Any] = self.tally.reduce(
             self.engine.parameter_norm_squared(), self.parts.inputs.counts(self.stream)
         )
+        compared = self.health.interval(position.step)
         if self.recorder is None:
             return
         tokens = position.samples * self.stream.sequence_length
@@ -224,20 +240,22 @@ class Trainer:
             "samples": position.samples,
             "batch_size": self._size,
             "skipped_steps": position.skipped_steps,
-            "restarts": self._restarts,
+            "restarts": self.ledger.restarts,
             "memory_bytes": memory_bytes(),
         }
         figures |= {f"epochs/{name}": passes for name, passes in self.stream.epochs(position.samples).items()}
-        figures |= self._speed()
-        events = read_events(self.parts.folder / "events.jsonl")
-        figures["goodput"] = goodput(self.clock.useful_seconds, events, datetime.now(UTC))
+        figures |= self._speed() | compared
         if seen is not None:
             figures |= seen.figures
         figures = public(figures)
-        self.recorder.log(position.step, figures)
+        report = partial(self.ledger.figures, position.step, *self._times())
+        self.recorder.log(position.step, figures, report)
         self.recorder.show_events(position.step)
         newest = self.parts.checkpoints.last_verified
         print(format_line({"step": position.step, **figures}, steps=self.total_steps, checkpoint=newest), flush=True)
+
+    def _times(self) -> tuple[float, dict[str, float]]:
+        return self.clock.useful_seconds, self.clock.spent()
 
     def _speed(self) -> dict[str, Any]:
         times = self.clock.take()
@@ -276,7 +294,7 @@ class Trainer:
     def _close(self) -> None:
         self._stop_reading()
         if self.recorder is not None:
-            self.recorder.close()
+            self.recorder.close(partial(self.ledger.report, self.position.step, *self._times()))
 
     # -- what the recipe says ---------------------------------------------------------------------------------------
 

@@ -33,7 +33,8 @@ from training.continuing import stream_of
 from training.engine import Engine, start_engine
 from training.errors import RecipeError, TrainingError
 from training.inputs import inputs_of
-from training.metrics import EventLog
+from training.metrics import PatientEventLog
+from training.output import speak_patiently
 from training.process import RESUME_ME, Heartbeat, RankEnvironment, StopRequest, start_process_group
 from training.recipe import RECIPE_FILE, Recipe, anchor_shards, check, load_recipe, to_yaml
 from training.saving import RunCheckpoints
@@ -46,6 +47,7 @@ GROUP_TIMEOUT_SECONDS = 1800.0
 def main(arguments: list[str]) -> int:
     """Run one rank and return its exit code; mistakes are one line on stderr."""
     stacks.listen(os.environ)
+    speak_patiently()
     level = os.environ.get("TRESTLE_LOG", "WARNING").upper()
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -139,7 +141,7 @@ def _assemble(
     stop: StopRequest,
 ) -> tuple[Parts, Checkpoint | None]:
     """Stream and checkpoints of this rank; and the checkpoint to continue from."""
-    events = EventLog(folder / "events.jsonl")
+    events = PatientEventLog(folder / "events.jsonl")
     checkpoints = RunCheckpoints(folder, recipe.run.name, recipe.checkpoint, events)
     checkpoint = checkpoints.resume_point()
     stream = stream_of(recipe, checkpoint)
@@ -154,8 +156,7 @@ def _assemble(
         events=events,
         heartbeat=heartbeat,
         stop=stop,
-        rank=environment.rank,
-        world_size=environment.world_size,
+        environment=environment,
     )
     return parts, checkpoint
 

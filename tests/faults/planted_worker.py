@@ -1,8 +1,11 @@
-"""`training.worker` with faults planted in it: a gradient that is not a number, data that is rubbish.
+"""`training.worker` with faults planted in it: wrong numbers, rubbish as data, a rank that is slow.
 
 What is planted is JSON in the environment variable PLANTED:
   {"nan": {"rank": 1, "step": 6}}        during that step, one element of one gradient on one rank alone
   {"rubbish": [[136, 144]]}              ranges of the stream's samples, as they are before any exception
+  {"flip": {"rank": 1, "step": 6}}       before that step of the first attempt, a bit of a weight of one rank
+  {"unstable": {"rank": 1, "step": 6}}   the same during the step, but right again when it is computed once more
+  {"slow": {"rank": 1, "steps": [9, 20], "seconds": 0.2}}   one rank takes longer for the work of those steps
   {"served": "path"}                     append to this file on rank 0 which samples each batch was made of
 """
 
@@ -11,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +24,7 @@ import torch
 from data_pipeline.stream import Batch, Stream
 from training import worker
 from training.engine.base import Engine
+from training.process import RankEnvironment
 
 PLANTED: dict[str, Any] = json.loads(os.environ["PLANTED"])
 RUBBISH = range(1, 257)
@@ -48,6 +53,36 @@ def with_nan(gradient: torch.Tensor) -> torch.Tensor:
     spoilt = gradient.clone()
     spoilt.view(-1)[0] = torch.nan
     return spoilt
+
+
+def plant_flip(rank: int, step: int, *, back: bool) -> None:
+    def spoil(engine: Engine, number: int) -> None:
+        # The second call of an unstable rank is the same step again.
+        if number == step or (back and number == step + 1):
+            weight = engine.inputs.shards[3][0].data.view(-1)[:1]
+            weight.view(torch.int16).bitwise_xor_(1 << 7)
+
+    if RankEnvironment.read(os.environ).attempt == 0:
+        before_each_step(rank, spoil)
+
+
+def plant_slow(rank: int, steps: list[int], seconds: float) -> None:
+    before_each_step(rank, lambda _, number: time.sleep(seconds if steps[0] <= number <= steps[1] else 0.0))
+
+
+def before_each_step(rank: int, act: Callable[[Engine, int], None]) -> None:
+    """Call `act` on one rank before each forward and backward, with its number, counted from 1 in each attempt."""
+    forward_backward = Engine.forward_backward
+    calls = 0
+
+    def acted(engine: Engine, micro_batches: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if int(os.environ["RANK"]) == rank:
+            act(engine, calls)
+        return forward_backward(engine, micro_batches)
+
+    Engine.forward_backward = acted  # type: ignore[method-assign]
 
 
 def plant_rubbish(ranges: list[list[int]]) -> None:
@@ -80,6 +115,12 @@ def note_served(path: str) -> None:
 if __name__ == "__main__":
     if "nan" in PLANTED:
         plant_nan(**PLANTED["nan"])
+    if "flip" in PLANTED:
+        plant_flip(**PLANTED["flip"], back=False)
+    if "unstable" in PLANTED:
+        plant_flip(**PLANTED["unstable"], back=True)
+    if "slow" in PLANTED:
+        plant_slow(**PLANTED["slow"])
     if "rubbish" in PLANTED:
         plant_rubbish(PLANTED["rubbish"])
     if "served" in PLANTED:

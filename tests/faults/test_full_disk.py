@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.launch import free_port, rank_environment
 from tests.faults.conftest import STEPS
 from tests.faults.run_files import RunFiles, assert_same_run
-from tests.faults.running import TRESTLE, started
+from tests.faults.running import TRESTLE, WORKER, started
 from training.checkpoint import Checkpoint, candidates
 from training.checkpoint import format as fmt
 from training.checkpoint.meeting import Meeting
@@ -24,9 +25,12 @@ ENOUGH_FOR_FIGURES_ONLY = 150_000
 """Bytes: below a rank's part of a checkpoint, above its metrics and log."""
 
 
-def fill_disk(pid: int) -> None:
+ENOUGH_FOR_HEARTBEATS_ONLY = 64
+
+
+def fill_disk(pid: int, room: int = ENOUGH_FOR_FIGURES_ONLY) -> None:
     _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (ENOUGH_FOR_FIGURES_ONLY, hard))
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (room, hard))
 
 
 def free_disk(pid: int) -> None:
@@ -40,7 +44,7 @@ def test_full_disk_costs_checkpoints_but_not_the_training_and_is_told_in_one_lin
 ) -> None:
     folder = workplace / "runs" / "full"
     command = [*TRESTLE, "train", "recipe.yaml", "--run.name", "full", "--cluster.max_restarts", "0"]
-    with started(command, workplace, folder) as run:
+    with started(command, workplace, folder, deadline=200) as run:
         ranks = run.wait_for_ranks(2)
         fill_disk(ranks[1])
         run.wait_for_event("checkpoint_failed")
@@ -73,6 +77,28 @@ def test_full_disk_costs_checkpoints_but_not_the_training_and_is_told_in_one_lin
         run.end(0)
     assert run.files.events("resumed")[-1]["step"] == newest
     assert_same_run(run.files, undisturbed)
+
+
+@pytest.mark.timeout(200)
+def test_disk_that_takes_neither_figures_nor_events_nor_the_log_costs_nothing_once_it_has_room(
+    workplace: Path, undisturbed_alone: RunFiles, tmp_path: Path
+) -> None:
+    folder, heartbeat = workplace / "runs" / "full-alone", tmp_path / "heartbeat"
+    rank = rank_environment(0, 1, free_port()) | {"TRESTLE_HEARTBEAT": str(heartbeat)}
+    with started([*WORKER, "recipe.yaml", "--run.name", "full-alone"], workplace, folder, more=rank) as run:
+        run.wait_for_event("checkpointed", 2)
+        pid = run.process.pid
+        fill_disk(pid, ENOUGH_FOR_HEARTBEATS_ONLY)
+        begun = int(heartbeat.read_text())
+        run.wait_for(lambda: int(heartbeat.read_text()) >= begun + 10, "ten steps on a full disk")
+        assert run.files.last_step() <= begun + 1, "the figures got through"
+        free_disk(pid)
+        output = run.end(0)
+    assert_same_run(run.files, undisturbed_alone)
+    assert "File too large" in run.files.events("checkpoint_failed")[0]["reason"]
+    assert output.count("figures cannot be written") == output.count("figures are written again") == 1
+    assert output.count("events cannot be written") == 1
+    assert "Traceback" not in output and "Exception" not in output
 
 
 def test_rank_0_finds_room_to_tell_the_others_that_it_gave_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

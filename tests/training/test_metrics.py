@@ -1,13 +1,10 @@
-"""The console line, the clock, goodput and MFU against values computed by hand."""
+"""The console line, the clock and MFU against values computed by hand."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-
 import pytest
 
-from training.metrics import StepClock, format_line, goodput, mfu, peak_flops
-from training.metrics.clock import wall_seconds
+from training.metrics import StepClock, format_line, mfu, peak_flops
 
 FIGURES = {"step": 200, "loss": 2.34567, "learning_rate": 5.4321e-4, "tokens_per_second": 12345.6, "step_seconds": 2.5}
 
@@ -136,23 +133,17 @@ def test_a_phase_that_fails_is_closed_and_an_unknown_one_refused() -> None:
         pass
 
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def at(seconds: float, event: str) -> dict[str, str]:
-    return {"event": event, "time": (START + timedelta(seconds=seconds)).isoformat()}
-
-
-def test_goodput_counts_restarts_but_not_the_week_between_two_launches() -> None:
-    events = [
-        at(0, "started"),
-        at(100, "failed"),
-        at(110, "restarted"),
-        at(200, "finished"),
-        at(604_800, "started"),
-        at(604_850, "checkpointed"),
-    ]
-    now = START + timedelta(seconds=604_900)
-    assert wall_seconds(events, now) == 300.0
-    assert goodput(240.0, events, now) == pytest.approx(0.8)
-    assert goodput(240.0, [], now) is None
+def test_the_clock_says_what_all_of_a_process_life_went_into() -> None:
+    hand = Hand()
+    clock = StepClock(useful_seconds=1000.0, now=hand, begun=90.0)
+    hand.time += 5  # loading
+    for _ in range(2):
+        for name, seconds in (("data", 1.0), ("forward_backward", 4.0), ("check", 0.5), ("optimizer", 2.0)):
+            with clock.phase(name):
+                hand.time += seconds
+        clock.step_done()
+        hand.time += 0.25
+        clock.take()
+    assert clock.spent() == {
+        "start": 15.0, "step": 12.0, "data": 2.0, "checkpoint": 0.0, "validation": 0.0, "check": 1.0, "other": 0.5
+    }  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from training.metrics import EventLog, EventTail, read_events
+from training.metrics import EventLog, EventTail, PatientEventLog, read_events
 
 
 def write_many(path: Path, writer: int) -> None:
@@ -76,3 +76,18 @@ def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
         EventLog(tmp_path / "events.jsonl").write("started")
+
+
+def test_an_event_that_cannot_be_written_is_told_once_and_written_later_with_its_own_time(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "events.jsonl"
+    path.symlink_to("/dev/full")
+    log = PatientEventLog(path)
+    first = log.write("started", ranks=2)
+    second = log.write("checkpointed", step=4)
+    path.unlink()
+    third = log.write("finished", step=8)
+    assert read_events(path) == [first, second, third]
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1 and "No space left on device" in said[0] and log.retry()

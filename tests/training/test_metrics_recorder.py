@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 
 from training.metrics import EventLog, MetricsFailed, Recorder
 from training.metrics.lines import truncate
+from training.metrics.patient_file import PatientFile
 
 
 def lines(run: Path) -> list[dict]:
@@ -198,20 +199,69 @@ def test_tensorflow_is_never_imported_even_where_it_is_installed(tmp_path: Path)
     assert scalars(tmp_path / "run", "loss") == [(1, 3.0)]
 
 
-def test_a_full_disk_is_raised_in_the_loop_as_one_line(tmp_path: Path) -> None:
+def test_a_full_disk_is_told_once_and_what_it_did_not_take_is_written_later(
+    tmp_path: Path,
+) -> None:
+    """As on a disk: part of what is written is taken, then there is an error, and the file must not keep the part."""
+    script = f"""
+        import resource
+        from pathlib import Path
+        from training.metrics import Recorder
+        run = Path({str(tmp_path)!r})
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        recorder = Recorder(run)
+        recorder.log(1, {{"loss": 1.0}})
+        recorder.flush()
+        full = (run / "metrics.jsonl").stat().st_size + 10
+        resource.setrlimit(resource.RLIMIT_FSIZE, (full, hard))
+        for step in range(2, 6):
+            recorder.log(step, {{"loss": float(step)}})
+            recorder.flush()
+        assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        recorder.log(6, {{"loss": 6.0}})
+        recorder.close()
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert scalars(tmp_path, "loss") == [(step, float(step)) for step in range(1, 7)]
+    told = ended.stdout.splitlines()
+    assert len(told) == 2 and ended.stderr == ""
+    assert "cannot be written" in told[0] and "File too large; training goes on" in told[0]
+    assert told[1] == "trestle: figures are written again"
+
+
+def test_figures_that_no_disk_has_taken_by_the_end_are_counted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     recorder = Recorder(tmp_path)
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    recorder.log(1, {"loss": 3.0})
-    with pytest.raises(MetricsFailed, match=r"cannot be written to .*: No space left on device") as caught:
-        recorder.flush()
-    assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
-    with pytest.raises(MetricsFailed):
-        recorder.log(2, {"loss": 3.0})
-    with pytest.raises(MetricsFailed):
-        recorder.close()
+    for step in (1, 2):
+        recorder.log(step, {"loss": 3.0})
+    recorder.close()
+    told = capfd.readouterr().out.splitlines()
+    assert len(told) == 2 and "No space left on device; training goes on" in told[0]
+    assert told[1].startswith("trestle: the last 2 lines of ") and told[1].endswith("could not be written")
+
+
+def test_what_waits_for_a_disk_is_bounded_and_forgotten_when_the_run_goes_back(tmp_path: Path) -> None:
+    file = PatientFile(tmp_path / "absent" / "figures", kept_bytes=10)
+    for piece in (b"0123", b"4567", b"89ab"):
+        file.add(piece)
+    assert (file.waiting, file.lost) == (2, 1)
+    file.keep(lambda piece: piece != b"4567")
+    file.write()
+    assert file.path.read_bytes() == b"89ab" and not file.waiting
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(MetricsFailed, match="cannot be written"):
+    with pytest.raises(MetricsFailed, match="cannot be written") as caught:
         Recorder(tmp_path / "file")
+    assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
 
 
 def test_logging_does_not_wait_for_the_disk(tmp_path: Path) -> None:

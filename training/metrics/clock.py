@@ -1,14 +1,12 @@
-"""Where the time goes: by phase within a step, and useful or lost over a run's life."""
+"""Where the time of one process goes: by phase within a step, and over its life."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
-from typing import Any
 
-PHASES = ("data", "forward_backward", "optimizer", "checkpoint", "validation")
+PHASES = ("data", "forward_backward", "optimizer", "checkpoint", "validation", "check")
 USEFUL = ("forward_backward", "optimizer")
 
 
@@ -19,12 +17,18 @@ class StepClock:
     synchronisation, and the sum over a logging interval is right because that ends in one.
 
     `useful_seconds` is the time in forward, backward and optimizer over the run's whole life: it belongs in the
-    checkpoint's state, so that the steps that a failure throws away do not count.
+    checkpoint's state, so that the steps that a failure throws away do not count. `spent` says where all the time since
+    `begun` (by the same clock; None: now) has gone.
     """
 
-    def __init__(self, useful_seconds: float = 0.0, now: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, useful_seconds: float = 0.0, now: Callable[[], float] = time.monotonic, begun: float | None = None
+    ) -> None:
         self.useful_seconds = useful_seconds
         self._now = now
+        self._life_began = now() if begun is None else begun
+        self._first_step_began: float | None = None
+        self._spent = dict.fromkeys(PHASES, 0.0)
         self._stack: list[str] = []
         self._mark = now()
         self._begun = self._mark
@@ -37,6 +41,8 @@ class StepClock:
         if name not in self._seconds:
             raise KeyError(f"no phase {name!r}: there are {', '.join(PHASES)}")
         self._charge()
+        if self._first_step_began is None:
+            self._first_step_began = self._mark
         self._stack.append(name)
         try:
             yield
@@ -52,7 +58,8 @@ class StepClock:
         """The figures of the interval since the last call, which begins anew.
 
         Seconds per step: `step_seconds` (everything but validation), `data_seconds`, `forward_backward_seconds`,
-        `optimizer_seconds`, `checkpoint_seconds`. `validation_seconds` is the interval's sum, as it has its own rhythm.
+        `optimizer_seconds`, `checkpoint_seconds` and, where a step was checked, `check_seconds`. `validation_seconds`
+        is the interval's sum, as it has its own rhythm.
         {} if no step was done: the time then counts into the next interval.
         """
         self._charge()
@@ -62,38 +69,36 @@ class StepClock:
         elapsed = self._mark - self._begun - validation
         figures = {"step_seconds": elapsed / self._steps}
         for name, seconds in self._seconds.items():
+            if name == "check" and not seconds:
+                continue
             figures[f"{name}_seconds"] = seconds if name == "validation" else seconds / self._steps
         self._begun = self._mark
         self._steps = 0
         self._seconds = dict.fromkeys(PHASES, 0.0)
         return figures
 
+    def seconds_in(self, name: str) -> float:
+        """Seconds of this process's life in a phase, so far as it has been left."""
+        return self._spent[name]
+
+    def spent(self) -> dict[str, float]:
+        """Seconds of this process's life by what they went into; they add up to the time since `begun`.
+
+        `start` (until the first step), `step` (forward, backward and optimizer, lost steps included), `data`,
+        `checkpoint`, `validation`, `check`, `other`.
+        """
+        self._charge()
+        began = self._mark if self._first_step_began is None else self._first_step_began
+        spent = {"start": began - self._life_began, "step": sum(self._spent[name] for name in USEFUL)}
+        spent |= {name: self._spent[name] for name in PHASES if name not in USEFUL}
+        return spent | {"other": max(0.0, self._mark - self._life_began - sum(spent.values()))}
+
     def _charge(self) -> None:
         now = self._now()
         if self._stack:
             name = self._stack[-1]
             self._seconds[name] += now - self._mark
+            self._spent[name] += now - self._mark
             if name in USEFUL:
                 self.useful_seconds += now - self._mark
         self._mark = now
-
-
-def wall_seconds(events: Sequence[Mapping[str, Any]], now: datetime) -> float:
-    """Seconds for which the run was up or coming up again, over all its launches.
-
-    A launch lasts from its `started` event to the last event before the next `started`, the current one until `now`:
-    restarts after a failure count, a week between two launches does not.
-    """
-    times = [(event["event"], datetime.fromisoformat(event["time"])) for event in events]
-    starts = [index for index, (name, _) in enumerate(times) if name == "started"]
-    total = 0.0
-    for launch, start in enumerate(starts):
-        end = now if launch + 1 == len(starts) else times[starts[launch + 1] - 1][1]
-        total += (end - times[start][1]).total_seconds()
-    return total
-
-
-def goodput(useful_seconds: float, events: Sequence[Mapping[str, Any]], now: datetime) -> float | None:
-    """The share of the run's wall time that went into steps which were kept; None before anything has started."""
-    total = wall_seconds(events, now)
-    return useful_seconds / total if total > 0 else None

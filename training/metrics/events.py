@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,10 @@ class EventLog:
     def write(self, event: str, **fields: Any) -> dict[str, Any]:
         """Append an event with the time (ISO 8601, UTC) and return it. `fields` is JSON. Raises OSError."""
         entry = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
+        self._append(entry)
+        return entry
+
+    def _append(self, entry: dict[str, Any]) -> None:
         line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -38,7 +44,39 @@ class EventLog:
             self._follows_a_whole_line = True
         finally:
             os.close(descriptor)
-        return entry
+
+
+class PatientEventLog(EventLog):
+    """An event log for those whose work matters more than its events: a file that cannot be written is told once, and
+    its events are kept, with the time at which they happened, until it can be.
+    """
+
+    KEPT = 1000
+    """Events that wait for the disk at most; then the oldest goes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._waiting: deque[dict[str, Any]] = deque(maxlen=self.KEPT)
+        self._told = False
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        self._waiting.append(entry)
+        self.retry()
+
+    def retry(self) -> bool:
+        """Write what waits; whether nothing does any more. Never raises for the disk's sake."""
+        try:
+            while self._waiting:
+                super()._append(self._waiting[0])
+                self._waiting.popleft()
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                why = f"events cannot be written to {self.path}: {error.strerror or error}"
+                print(f"trestle: {why}; they are when it is possible again", file=sys.stderr, flush=True)
+            return False
+        self._told = False
+        return True
 
 
 class EventTail:

@@ -32,28 +32,39 @@ def truncate(path: Path, last_step: int | None) -> int:
     """Drop the lines of steps after `last_step` (None: all), atomically; how many went.
 
     They belong to an attempt whose work after the checkpoint was lost. A line that a crash cut short goes as well.
-    Raises OSError.
+    Where what goes is the end of the file, as it nearly always is, no room on the disk is needed. Raises OSError.
     """
     if not path.exists():
         return 0
-    draft = path.with_name(f".{path.name}.draft")
-    dropped = 0
-    with path.open(encoding="utf-8", errors="replace") as old, draft.open("w", encoding="utf-8") as new:
+    kept_bytes, dropped, only_the_end = 0, 0, True
+    with path.open("rb") as old:
         for line in old:
-            step = _step_of(line)
-            if step is None:
-                _log.warning("%s: dropped a line that is no figures: %.80s", path, line.rstrip())
-            if step is None or last_step is None or step > last_step:
-                dropped += 1
+            if _keep(path, line, last_step):
+                only_the_end = only_the_end and not dropped
+                kept_bytes += len(line)
             else:
-                new.write(line)
-        new.flush()
-        os.fsync(new.fileno())
-    draft.replace(path)
+                dropped += 1
+    if dropped and only_the_end:
+        os.truncate(path, kept_bytes)
+    elif dropped:
+        draft = path.with_name(f".{path.name}.draft")
+        with path.open("rb") as old, draft.open("wb") as new:
+            new.writelines(line for line in old if _keep(path, line, last_step, tell=False))
+            new.flush()
+            os.fsync(new.fileno())
+        draft.replace(path)
     return dropped
 
 
-def _step_of(line: str) -> int | None:
+def _keep(path: Path, line: bytes, last_step: int | None, *, tell: bool = True) -> bool:
+    step = step_of(line.decode(errors="replace"))
+    if step is None and tell:
+        _log.warning("%s: dropped a line that is no figures: %.80s", path, line.decode(errors="replace").rstrip())
+    return step is not None and last_step is not None and step <= last_step
+
+
+def step_of(line: str) -> int | None:
+    """The step of a whole line, None for anything else."""
     if not line.endswith("\n"):
         return None
     try:
