@@ -45,7 +45,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def undisturbed(workplace: Path) -> RunFiles:
     """Two data-parallel ranks, ZeRO-1, bf16, from the first step to the last, under Ray."""
-    with started([*TRESTLE, "train", "recipe.yaml"], workplace, workplace / "runs" / "undisturbed") as run:
+    where = workplace / "runs" / "undisturbed"
+    with started([*TRESTLE, "train", "recipe.yaml"], workplace, where, deadline=240) as run:
         run.end(0)
         assert run.files.last_step() == STEPS and not run.files.events("failed")
     return run.files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from statistics import median
 
 import pytest
 import torch
@@ -39,6 +40,17 @@ def test_only_ranks_of_the_same_place_are_compared() -> None:
     assert told == [3]
     alone = StragglerDetector(["first", "second"], factor=1.5, seconds=0)
     assert alone.factors([1.0, 9.0]) == [None, None] and alone.observe([1.0, 9.0], 1e9) == []
+
+
+def test_each_rank_is_compared_with_the_median_of_the_others() -> None:
+    chance = random.Random(4)
+    for count in (1, 2, 3, 4, 7, 8):
+        values = [chance.choice([1.0, 2.0, 3.0, 5.5]) for _ in range(count)]
+        wanted = [
+            value / median(values[:rank] + values[rank + 1 :]) if count > 1 else None
+            for rank, value in enumerate(values)
+        ]
+        assert StragglerDetector([0] * count, 1.5, 60).factors(values) == wanted
 
 
 def test_noise_around_equal_ranks_raises_no_alarm() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 LEAST_OBSERVATIONS = 3
 """A single slow interval may be a neighbour's doing, however long it was."""
@@ -30,9 +30,10 @@ class StragglerDetector:
     """
 
     def __init__(self, kinds: Sequence[Hashable], factor: float, seconds: float) -> None:
-        self._peers = [
-            [peer for peer, kind in enumerate(kinds) if kind == own and peer != rank] for rank, own in enumerate(kinds)
-        ]
+        of_kind: dict[Hashable, list[int]] = defaultdict(list)
+        for rank, kind in enumerate(kinds):
+            of_kind[kind].append(rank)
+        self._groups = list(of_kind.values())
         self._factor = factor
         self._seconds = seconds
         self._slow = [False] * len(kinds)
@@ -57,5 +58,20 @@ class StragglerDetector:
 
     def factors(self, values: Sequence[float]) -> list[float | None]:
         """Each rank's time over the median of its peers'; None without peers, or where they did nothing."""
-        medians = [median(values[peer] for peer in peers) if peers else 0.0 for peers in self._peers]
-        return [value / middle if middle > 0 else None for value, middle in zip(values, medians, strict=True)]
+        found: list[float | None] = [None] * len(values)
+        for ranks in self._groups:
+            by_time = sorted(ranks, key=values.__getitem__)
+            times = [values[rank] for rank in by_time]
+            for place, rank in enumerate(by_time):
+                middle = _median_without(times, place)
+                found[rank] = values[rank] / middle if middle > 0 else None
+        return found
+
+
+def _median_without(ordered: Sequence[float], place: int) -> float:
+    """The median of all but the one at `place`; 0 if there are no others. One sorting serves thousands of ranks."""
+    count = len(ordered) - 1
+    if count == 0:
+        return 0.0
+    low, high = ((count - 1) // 2, count // 2)
+    return (ordered[low + (low >= place)] + ordered[high + (high >= place)]) / 2
