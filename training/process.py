@@ -39,7 +39,7 @@ class RankEnvironment:
     attempt: int = 0
     heartbeat: Path | None = None
     begun: float = field(default_factory=lambda: _begun())
-    """When its work began, by time.monotonic(): the start of the process, but of a standby the moment of its call."""
+    """When the process began, or was forked from a standby, by time.monotonic()."""
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> RankEnvironment:
@@ -72,8 +72,6 @@ class RankEnvironment:
 
 def _begun() -> float:
     now = time.monotonic()
-    if "TRESTLE_STANDBY" in os.environ:
-        return now
     try:
         started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # proc(5): field 22
     except (OSError, ValueError, IndexError):
