@@ -19,7 +19,7 @@ def two_ranks(name: str, *overrides: str) -> list[str]:
     return [*TORCHRUN, *ranks, "-m", PLANTED, "recipe.yaml", "--run.name", name, *overrides]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(480)
 def test_a_flipped_bit_and_a_slow_rank_are_named_and_leave_no_trace(workplace: Path, undisturbed: RunFiles) -> None:
     """Rank 1's bit flips before step 10, which is checked; the second attempt begins at step 8, rank 0 slow for 20."""
     planted = {"flip": {"rank": 1, "step": 10}, "slow": {"rank": 0, "steps": [20, 40], "seconds": 0.2}}
