@@ -24,7 +24,7 @@ LOCK = ".lock"
 
 class RunFolder:
     """`runs/NAME/`: recipe.yaml, tokenizer.model (or merges.txt), checkpoints/, tensorboard/, metrics.jsonl,
-    events.jsonl, logs/, and what `trestle evaluate` draws in evaluation/.
+    goodput.json, events.jsonl, logs/, and what `trestle evaluate` draws in evaluation/.
 
     Movable as a whole.
     """

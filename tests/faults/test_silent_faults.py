@@ -35,10 +35,10 @@ def test_a_flipped_bit_and_a_slow_rank_are_named_and_leave_no_trace(workplace: P
     assert run.files.events("resumed")[0]["step"] == 8
     assert_same_run(run.files, undisturbed)
 
-    slow = [e for e in run.files.events("straggler") if e["rank"] == 0 and e["factor"] > 3]
-    assert slow and 20 <= slow[0]["step"] - 8 <= 40, "named while it was slow"
-    again = [e for e in run.files.events("straggler_recovered") if e["rank"] == 0 and e["step"] >= slow[0]["step"]]
-    assert again, "and when it no longer was"
+    # On busy cores either rank may be that slow by chance now and then; rank 0 must be by the end of its slow steps.
+    changes = [e for e in run.files.events() if e["event"].startswith("straggler") and e["rank"] == 0]
+    assert [e["event"] for e in changes if e["step"] <= 48][-1] == "straggler"
+    assert any(e["event"] == "straggler_recovered" and e["step"] >= 48 for e in changes)
     assert f"rank 0 on {event['node']} has been" in output and "no longer slower" in output
     figures = {line["step"]: line for line in run.files.figures()}
     assert figures[38]["straggler/work_rank"] == 0 and figures[38]["straggler/work_factor"] > 3
