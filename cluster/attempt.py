@@ -10,7 +10,7 @@ from typing import Any
 from cluster.diagnosis import RankState, highest_step
 from cluster.errors import ClusterError
 from cluster.evidence import Evidence
-from cluster.placement import Place
+from cluster.placement import Place, living_node_ids
 from cluster.policy import Verdict, judge
 from cluster.processes import Launch, Report
 
@@ -130,6 +130,11 @@ class Attempt:
         return len(self._reports) == len(self._places) and all(state.step is not None for state in states)
 
     @property
+    def nodes_asked_to_stop(self) -> set[str]:
+        """Addresses of the nodes on which a rank says that it got SIGTERM."""
+        return {state.node for state in self.states if state.asked_to_stop}
+
+    @property
     def hung(self) -> bool:
         """True when a rank has been silent for too long."""
         return any(state.stale for state in self.states)
@@ -181,10 +186,7 @@ class Attempt:
         return answers
 
     def _lost(self, place: Place, what: str) -> AgentLost:
-        import ray
-
-        alive = any(node["NodeID"] == place.node_id and node["Alive"] for node in ray.nodes())
-        if alive:
+        if place.node_id in living_node_ids():
             return AgentLost(place, f"the agent on node {place.address} {what}")
         return AgentLost(place, f"node {place.address} left the cluster")
 

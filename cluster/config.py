@@ -37,7 +37,9 @@ class ClusterConfig:
     start_seconds: float = 600.0
     """The same limit before a rank's first sign of life (imports, compilation)."""
     grace_seconds: float = 60.0
-    """Time that ranks have to save and exit after SIGTERM, when the run is asked to stop. Then they are killed."""
+    """Time that ranks have to save and exit after SIGTERM; then they are killed. SIGTERM to `trestle` stops the run; to
+    ranks of some of the nodes only (or `ray drain-node`), it says that those nodes go away: the run saves, and goes on
+    with others or fewer."""
     teardown_seconds: float = 1.0
     """The same for the survivors of a failed attempt, which have nothing left to save: it delays every restart."""
     connect_seconds: float = 30.0

@@ -25,6 +25,7 @@ class RankState:
     step: int | None  # last step number in the heartbeat, None before the first
     silent_seconds: float  # since the last heartbeat (or the start)
     stale: bool  # silent for longer than allowed
+    asked_to_stop: bool = False  # it says that it got SIGTERM
     out_of_memory: str | None = None  # of a rank that the kernel killed for it: which memory ran out
 
     @property

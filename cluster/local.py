@@ -138,6 +138,13 @@ def use_loopback(on: bool) -> bool:
     return before
 
 
+def draining_nodes() -> set[str]:
+    """Ray's names of the nodes that are to go away: by `ray drain-node`, or an autoscaler told by the cloud."""
+    from ray._private.state import state
+
+    return set(state.get_draining_nodes())
+
+
 def private_directory() -> Path:
     """A new directory that only this user can enter, with a path short enough for Ray's sockets."""
     base = tempfile.gettempdir()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,6 +107,22 @@ def living_nodes() -> list[Offer]:
         Offer(n["NodeManagerAddress"], n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0)) for n in nodes
     ]
     return sorted(offers, key=lambda offer: address_order(offer.address))
+
+
+def living_node_ids(seconds: float = 5.0) -> set[str]:
+    """Ray's names of its living nodes; none where the head does not answer in time."""
+    import ray
+
+    found: set[str] = set()
+
+    def ask() -> None:
+        with suppress(Exception):  # whatever Ray raises about a head that is gone
+            found.update(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
+    asking = threading.Thread(target=ask, name="living nodes", daemon=True)  # it would block for a minute
+    asking.start()
+    asking.join(seconds)
+    return set(found)
 
 
 def reserve(

@@ -108,10 +108,10 @@ class FailurePolicy:
         `spare`: another node could take this one's place; `smaller`: the run can go on without this node and with no
         other; `grown`: the attempt was the first on more nodes than before.
         """
-        progress = self.reached(step)
+        self.reached(step)
         if kind is Kind.USER_ERROR:
             return Decision(Action.GIVE_UP)
-        if grown and not progress:
+        if grown and step is None:
             return Decision(Action.SHRINK)
         self.on_node[node] += 1
         # A lost node is gone, and what comes back under its name is a new one.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,8 @@ from cluster.placement import Bundle, Place, Slot, fit, in_order, living_nodes, 
 from cluster.sizes import Sizes
 
 CLOSE_SECONDS = 5.0
+LEAVING_SECONDS = 600.0
+"""Longer than the notice that clouds give of an interruption (30 s to 2 minutes)."""
 
 
 @dataclass
@@ -34,7 +37,9 @@ class Pool:
         self._places: list[Place] = []
         self._vacancies: list[_Vacancy] = []
         self._surplus: list[Slot] = []
-        self._avoided: set[str] = set()  # Ray's names of nodes, so that one that comes back mended is another
+        # By Ray's names of nodes, so that one that comes back mended is another.
+        self._avoided: set[str] = set()
+        self._leaving: dict[str, float] = {}  # until when (monotonic)
 
     def open(self, sizes: Sizes) -> None:
         """Reserve all nodes at once, or, where the recipe says a number, as many as there are after the wait.
@@ -55,8 +60,8 @@ class Pool:
 
     @property
     def places(self) -> list[Place]:
-        """The nodes whose agents are up and that are not avoided, in order."""
-        return in_order([place for place in self._places if place.node_id not in self._avoided])
+        """The nodes whose agents are up and that are neither avoided nor about to leave, in order."""
+        return in_order([place for place in self._places if place.node_id not in self._shunned()])
 
     @property
     def suspects(self) -> list[Place]:
@@ -84,6 +89,11 @@ class Pool:
         """Keep away from the node of that address."""
         self._avoided |= {place.node_id for place in self._places if place.address == address}
 
+    def leave(self, addresses: Collection[str]) -> None:
+        """Those nodes are about to go away: do without them, unless they are still there after `LEAVING_SECONDS`."""
+        until = time.monotonic() + LEAVING_SECONDS
+        self._leaving |= {place.node_id: until for place in self._places if place.address in addresses}
+
     def has_spare(self, used: Sequence[Place]) -> bool:
         """Whether a node could take the place of one of the `used`: an idle one of ours, or another in the cluster."""
         if len(self.places) > len(used):
@@ -110,14 +120,19 @@ class Pool:
             except ray.exceptions.RayError:
                 self.lose(asked[reference])
 
-    def close(self) -> None:
-        """End the agents, and with them any rank that is left, and give the nodes back."""
+    def close(self, *, headless: bool = False) -> None:
+        """End the agents, and with them any rank that is left, and give the nodes back.
+
+        Without a head there is nobody to give them back to: the nodes end by themselves, and their agents with them.
+        """
         import ray
         from ray.util import remove_placement_group
 
         closing = [place.agent.close.remote() for place in self._places]
         if closing:
             ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
+        if headless:
+            return
         agents = [place.agent for place in self._places] + [v.agent for v in self._vacancies if v.agent is not None]
         for agent in agents:
             ray.kill(agent)
@@ -125,6 +140,10 @@ class Pool:
         for group in {slot.group.id: slot.group for slot in slots}.values():
             remove_placement_group(group)
         self._places, self._vacancies, self._surplus = [], [], []
+
+    def _shunned(self) -> set[str]:
+        now = time.monotonic()
+        return self._avoided | {node for node, until in self._leaving.items() if now < until}
 
     def _settled(self, vacancy: _Vacancy) -> bool:
         """Whether it is known what has become of a vacancy; its agent is asked for where it is missing."""
@@ -152,6 +171,6 @@ class Pool:
         """A reservation of one more node, other than those at hand."""
         from ray.util import placement_group
 
-        taken = sorted({place.node_id for place in self._places} | self._avoided)
+        taken = sorted({place.node_id for place in self._places} | self._shunned())
         selector = [{"ray.io/node-id": f"!in({','.join(taken)})"}] if taken else None
         return Slot(placement_group([self.bundle.resources()], bundle_label_selector=selector), 0)

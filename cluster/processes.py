@@ -69,6 +69,7 @@ class _Rank:
     exit_code: int | None = None
     exit_order: int = 0
     stale: bool = False
+    asked_to_stop: bool = False
     out_of_memory: str | None = None
 
 
@@ -129,6 +130,7 @@ class RankGroup:
                 step=rank.step,
                 silent_seconds=now - rank.beat_at,
                 stale=rank.stale,
+                asked_to_stop=rank.asked_to_stop,
                 out_of_memory=rank.out_of_memory,
             )
             for rank in self._ranks
@@ -253,8 +255,10 @@ class RankGroup:
             return
         rank.beat_stamp = stamp
         rank.beat_at = time.monotonic()
-        if text.strip().isdigit():
-            rank.step = max(int(text), -1 if rank.step is None else rank.step)
+        step, _, more = text.partition("\n")
+        if step.strip().isdigit():
+            rank.step = max(int(step), -1 if rank.step is None else rank.step)
+        rank.asked_to_stop = bool(more.strip())
 
     def _collect_output(self, *, final: bool) -> bool:
         """Move new lines of rank 0 to the outbox; True when there is nothing left to move."""

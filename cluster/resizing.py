@@ -94,8 +94,11 @@ class Roster:
         if self.pool.look():
             self._growth.changed(now)
         best = self.sizes.largest(len(self.pool.places))
-        grows = self._config.grow and best is not None and best > len(self.used) and self._growth.allowed(now)
-        return best if grows else None
+        if not (self._config.grow and best is not None and best > len(self.used) and self._growth.allowed(now)):
+            return None
+        self.pool.verify()  # a spare node may be gone by now: no reason for an interruption
+        best = self.sizes.largest(len(self.pool.places))
+        return best if best is not None and best > len(self.used) else None
 
     def _wait(self) -> list[Place]:
         since = time.monotonic()

@@ -15,6 +15,9 @@ from cluster.config import ClusterConfig
 from cluster.errors import HeadUnreachable, RayStartError
 from cluster.local import LOOPBACK, LocalRay, forget_cached_settings, quiet_environment, use_loopback
 
+PATIENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
+"""After 60 s without a head Ray would end this process where it stands, before it could say what has happened."""
+
 
 @dataclass(frozen=True)
 class Session:
@@ -63,7 +66,7 @@ def _private(cores: int, on_close: Callable[[], None]) -> Iterator[Session]:
 @contextmanager
 def _joined(config: ClusterConfig, on_close: Callable[[], None]) -> Iterator[Session]:
     assert config.address is not None
-    with _environment(quiet_environment()):
+    with _environment({**quiet_environment(), **PATIENT}):
         former = use_loopback(config.address.startswith((LOOPBACK, "localhost")))
         try:
             forget_cached_settings()

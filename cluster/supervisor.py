@@ -15,7 +15,9 @@ from cluster.attempt import AgentLost, Attempt
 from cluster.config import ClusterConfig
 from cluster.diagnosis import Failure, culprit_of_exit
 from cluster.hang import hang_report
-from cluster.placement import Place
+from cluster.head import Head
+from cluster.leaving import Leave, Leaving
+from cluster.placement import Place, address_order
 from cluster.policy import (
     EXIT_ENVIRONMENT,
     EXIT_FINISHED,
@@ -66,7 +68,8 @@ def run(
     Every rank gets `environment` and
       RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, NODE_RANK, MASTER_ADDR, MASTER_PORT  as under torchrun
       TRESTLE_ATTEMPT    0, 1, ...
-      TRESTLE_HEARTBEAT  a file to replace (atomically) with the current step number whenever there is progress
+      TRESTLE_HEARTBEAT  a file to replace (atomically) with the current step number whenever there is progress; a
+                         second line that is not empty says that this rank itself got SIGTERM
       TRESTLE_STACKS     a file for what it says of itself when it hangs, below
       CUDA_VISIBLE_DEVICES  the GPUs reserved on its node, for LOCAL_RANK to choose from; empty where none are
       OMP_NUM_THREADS    its share of the node's cores, unless set here or in `environment`
@@ -90,12 +93,17 @@ def run(
     and ranks of later attempts are forked from it, which have nothing left to import (`training.standby` has the
     protocol). Where none is ready in time, ranks start cold.
 
-    `on_event` gets dicts with "event" (started, failed, restarted, resized, finished, preempted, gave_up; before
-    `failed` for a hang, hang_report with its "path"; no_standby), "time" (ISO, UTC), "attempt", and "rank", "node",
-    "reason", "exit_code", "signal", "step" where they apply. "failed" says in "decision" what is done about it,
+    `on_event` gets dicts with "event" (started, failed, restarted, resized, leaving, finished, preempted, gave_up;
+    before `failed` for a hang, hang_report with its "path"; no_standby), "time" (ISO, UTC), "attempt", and "rank",
+    "node", "reason", "exit_code", "signal", "step" where they apply. "failed" says in "decision" what is done about it,
     "restarted" in "seconds" how long after the failure was detected the new ranks had been started, and in "warm" how
     many of them were forked from a standby; "resized" comes before it when the number of nodes is another: "from", "to"
     and "nodes".
+
+    Whose wish it is when ranks save and leave (75): after a signal to this process, or when ranks on all nodes say that
+    they got SIGTERM, or none says so, the run ends ("preempted", exit code 75). When ranks on some nodes say so, or
+    Ray drains nodes (`ray drain-node`), only those nodes are going away: "leaving" names them, and the run goes on with
+    others, or fewer. A run whose head is gone saves and ends with exit code 1.
 
     SIGTERM, SIGHUP and Ctrl-C ask the ranks to save and leave; a second Ctrl-C ends everything at once. Call it from
     the main thread, or signals go unnoticed. No process and no Ray setting is left behind, whatever happens.
@@ -107,7 +115,7 @@ def run(
     supervisor = None
     with StopRequests() as stop:
         try:
-            with open_session(config, cores, on_close=stop.shield) as session:
+            with open_session(config, cores, on_close=stop.shield) as session, Head(session.address) as head:
                 stop.catch()
                 supervisor = _Supervisor(
                     command,
@@ -120,6 +128,7 @@ def run(
                     session,
                     stop,
                     standby,
+                    head,
                 )
                 return supervisor.run()
         except KeyboardInterrupt:
@@ -144,8 +153,10 @@ class _Supervisor:
         session: Session,
         stop: StopRequests,
         standby: bool,
+        head: Head,
     ) -> None:
         self.attempts = 0
+        self._head_address = session.address
         self._standby = config.standby if standby else False
         self._command = command
         self._config = config
@@ -158,7 +169,7 @@ class _Supervisor:
         self._policy = FailurePolicy(config.max_restarts)
         scratch = None if session.scratch is None else str(session.scratch)
         self._roster = Roster(config, node_counts, scratch, self._check_stop)
-        self._resizing = False  # the ranks have been asked to save because more nodes can be used
+        self._leaving = Leaving(config, self._roster, head, stop)
 
     def run(self) -> Outcome:
         """Attempt after attempt, until one of them or the policy ends the run."""
@@ -184,13 +195,13 @@ class _Supervisor:
             return self._give_up(str(gone))
         finally:
             self._stop.shield()
-            self._roster.pool.close()
+            self._roster.pool.close(headless=self._leaving.headless)
 
     def _start(self, attempt: Attempt, detected: float | None) -> None:
         self._check_stop()
         number = self.attempts
         self.attempts += 1
-        self._resizing = False
+        self._leaving.reset()
         config, places, gpus = self._config, self._roster.used, self._roster.pool.bundle.gpus
         address, port = attempt.choose_master()
         world_size = len(places) * config.ranks_per_node
@@ -234,26 +245,32 @@ class _Supervisor:
 
     def _watch(self, attempt: Attempt) -> Verdict | Failure:
         """Wait for the end of the attempt: a verdict that all ranks share, or a failure."""
-        leave_by = None
+        leave_by: float | None = None
+        ask_at: float | None = None
         while True:
             attempt.poll(POLL_SECONDS)
             for at, note in attempt.take_notes():
                 self._tell("no_standby", node=at.address, reason=note)
             verdict = attempt.verdict()
             if verdict in (Verdict.FINISHED, Verdict.PREEMPTED) and attempt.done:
+                if leave_by is None:
+                    self._leaving.look(attempt, verdict)
                 return verdict
             if verdict in (Verdict.FAILED, Verdict.USER_ERROR):
                 attempt.refresh()
                 return culprit_of_exit(attempt.states)
             if leave_by is None:
-                self._resizing = attempt.all_in_step and self._roster.larger() is not None
-                if self._stop.received is not None or verdict is Verdict.LEAVING or self._resizing:
+                if self._leaving.look(attempt, verdict):
                     leave_by = time.monotonic() + self._config.grace_seconds
-                    attempt.signal(signal.SIGTERM)
+                    # Ranks that go of their own leave together, and a signal could hit one on its way out.
+                    ask_at = leave_by - (0.5 if self._leaving.why is Leave.OWN else 1.0) * self._config.grace_seconds
                 elif attempt.hung:
                     failure, report = hang_report(attempt, self.attempts - 1, self._log_directory)
                     self._tell("hang_report", **report)
                     return failure
+            elif ask_at is not None and time.monotonic() >= ask_at:
+                ask_at = None
+                attempt.signal(signal.SIGTERM)
             elif time.monotonic() > leave_by:
                 late = next(state for state in attempt.states if state.exit_code is None)
                 reason = f"rank {late.rank} had not saved {self._config.grace_seconds:g} s after SIGTERM"
@@ -285,11 +302,22 @@ class _Supervisor:
         if end is Verdict.FINISHED:
             self._tell("finished", step=step)
             return Outcome(EXIT_FINISHED, self.attempts, "all ranks finished")
-        if end is Verdict.PREEMPTED and self._resizing and self._stop.received is None:
+        saved = end is Verdict.PREEMPTED
+        if self._stop.received is None and (self._leaving.why is Leave.HEAD or self._leaving.headless):
+            work = "the ranks have saved" if saved else "the work since the newest checkpoint is lost"
+            return self._give_up(
+                f"the Ray head at {self._head_address} is gone; {work}; resume when a head is there again to continue"
+            )
+        if saved and self._stop.received is None and self._leaving.goes_on:
+            if self._leaving.going:
+                assert self._leaving.why is not None
+                nodes = sorted(self._leaving.going, key=address_order)
+                self._tell("leaving", nodes=nodes, reason=self._leaving.why.value, step=step)
+                self._roster.pool.leave(nodes)
             if self._policy.reached(step):
                 self._roster.progressed()
             return None
-        if end is Verdict.PREEMPTED:
+        if saved:
             self._tell("preempted", step=step, saved=True, signal=self._stop_signal())
             return Outcome(EXIT_RESUME_ME, self.attempts, "saved and stopped on request; resume to continue")
         assert isinstance(end, Failure)

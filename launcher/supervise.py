@@ -128,6 +128,8 @@ def _line(event: Mapping[str, Any]) -> str | None:
         return f"attempt {event['attempt']} failed: {event.get('reason', 'no reason known')}"
     if event["event"] == "hang_report":
         return str(event.get("problem", f"hang report: {event['path']}/report.txt"))
+    if event["event"] == "leaving":
+        return f"{', '.join(event['nodes'])} about to go away ({event['reason']}); everything is saved"
     if event["event"] == "resized" and "from" in event:
         nodes = f"{event['to']} node{'' if event['to'] == 1 else 's'}"
         return f"on {nodes} instead of {event['from']}, {event['ranks']} ranks; the global batch stays"

@@ -85,6 +85,8 @@ class Heartbeat:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self.asked_to_stop = False
+        """Whether this very rank got SIGTERM: its node may be going away."""
 
     def beat(self, step: int) -> None:
         """Progress was made; `step` steps are complete. On a full disk only the file's time says so."""
@@ -92,7 +94,7 @@ class Heartbeat:
             return
         draft = self._path.with_name(f"{self._path.name}.draft")
         try:
-            draft.write_text(f"{step}\n")
+            draft.write_text(f"{step}\nasked to stop\n" if self.asked_to_stop else f"{step}\n")
             draft.replace(self._path)  # a reader never sees half a number
         except OSError:
             with suppress(OSError):
@@ -110,8 +112,9 @@ class StopRequest:
 
     _KEY = "trestle/stop-after"
 
-    def __init__(self, store: Any) -> None:
+    def __init__(self, store: Any, heartbeat: Heartbeat) -> None:
         self._store = store
+        self._heartbeat = heartbeat
         self._signalled = False
         signal.signal(signal.SIGTERM, self._on_signal)
 
@@ -122,6 +125,7 @@ class StopRequest:
         """Whether to stop now that so many steps are complete; the same answer on every rank."""
         if self._signalled:
             self._signalled = False
+            self._heartbeat.asked_to_stop = True  # told with the next step, after which all ranks stop
             self._store.compare_set(self._KEY, "", str(completed_steps + 1))
         if not self._store.check([self._KEY]):
             return False

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -75,7 +76,8 @@ def work(source: Path, overrides: list[str], environment: RankEnvironment) -> in
     _write_recipe(folder, recipe, environment.rank)
     _make_deterministic(recipe)
     store = start_process_group(environment, GROUP_TIMEOUT_SECONDS)
-    finished = train_in_group(recipe, folder, environment, heartbeat, StopRequest(store))
+    finished = train_in_group(recipe, folder, environment, heartbeat, StopRequest(store, heartbeat))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing is left to stop; Python's own end would let it kill
     dist.destroy_process_group()
     return 0 if finished else RESUME_ME
 

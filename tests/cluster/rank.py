@@ -81,6 +81,11 @@ def behave(behaviour: str) -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
         if ATTEMPT < 2 or os.environ["WORLD_SIZE"] == "1":
             wait_for_ever()
+    elif behaviour == "leave-for-a-node":
+        if ATTEMPT == 0:
+            if RANK == 1:  # as one that got SIGTERM; its peer stops after the same step
+                Path(os.environ["TRESTLE_HEARTBEAT"]).write_text("1\nasked to stop\n")
+            sys.exit(75)
     elif behaviour == "fail-twice":
         if ATTEMPT < 2:
             sys.exit(3)

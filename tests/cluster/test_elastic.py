@@ -61,3 +61,10 @@ def test_a_node_on_which_ranks_keep_failing_is_left_for_a_spare_one(nodes: Nodes
     assert decisions == ["restart", "restart elsewhere"]
     first, second, third = (event["nodes"] for event in ran.events if event["event"] in ("started", "restarted"))
     assert first == second != third and len(third) == 1
+
+
+def test_a_node_whose_ranks_were_told_to_stop_is_left_and_the_run_goes_on(nodes: Nodes, tmp_path: Path) -> None:
+    ran = run_ranks(nodes, tmp_path, "leave-for-a-node", **QUICK)
+    assert ran.outcome.exit_code == 0 and ran.outcome.attempts == 2
+    assert ran.names == ["started", "leaving", "resized", "restarted", "finished"]
+    assert ran.events[1]["nodes"] == [NODES[1]] and ran.events[3]["nodes"] == [NODES[0]]

@@ -20,7 +20,8 @@ def train_runs(specifications: list[dict[str, Any]]) -> list[bool]:
         recipe = with_vocabulary(load_recipe(Path(one["recipe"]), one["overrides"]))
         environment = RankEnvironment(dist.get_rank(), dist.get_world_size())
         check(recipe, environment.world_size)
-        stop = StopRequest(dist.HashStore())  # nobody signals these runs
-        results.append(train_in_group(recipe, Path(one["folder"]), environment, Heartbeat(None), stop))
+        heartbeat = Heartbeat(None)
+        stop = StopRequest(dist.HashStore(), heartbeat)  # nobody signals these runs
+        results.append(train_in_group(recipe, Path(one["folder"]), environment, heartbeat, stop))
         gc.collect()
     return results
