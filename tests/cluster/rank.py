@@ -86,6 +86,10 @@ def behave(behaviour: str) -> None:
             if RANK == 1:  # as one that got SIGTERM; its peer stops after the same step
                 Path(os.environ["TRESTLE_HEARTBEAT"]).write_text("1\nasked to stop\n")
             sys.exit(75)
+    elif behaviour == "save-once":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+        if ATTEMPT == 0:
+            wait_for_ever()
     elif behaviour == "fail-twice":
         if ATTEMPT < 2:
             sys.exit(3)

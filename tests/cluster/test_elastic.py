@@ -68,3 +68,21 @@ def test_a_node_whose_ranks_were_told_to_stop_is_left_and_the_run_goes_on(nodes:
     assert ran.outcome.exit_code == 0 and ran.outcome.attempts == 2
     assert ran.names == ["started", "leaving", "resized", "restarted", "finished"]
     assert ran.events[1]["nodes"] == [NODES[1]] and ran.events[3]["nodes"] == [NODES[0]]
+
+
+def test_a_node_that_ray_drains_is_left_with_everything_saved(restored: Nodes, tmp_path: Path) -> None:
+    def drain(event: dict[str, Any]) -> None:
+        if event["event"] == "started":
+            import ray
+
+            node = next(node["NodeID"] for node in ray.nodes() if node["NodeManagerAddress"] == NODES[1])
+            client: Any = ray._raylet.GcsClient(address=restored.address)  # as `ray drain-node` does
+            preemption, no_deadline = 2, 2**62
+            accepted, why = client.drain_node(node, preemption, "a spot instance's notice", no_deadline)
+            assert accepted, why
+
+    ran = run_ranks(restored, tmp_path, "save-once", drain, **QUICK)
+    restored.kill(NODES[1])
+    assert ran.outcome.exit_code == 0
+    assert ran.names == ["started", "leaving", "resized", "restarted", "finished"]
+    assert ran.events[1]["nodes"] == [NODES[1]] and "Ray" in ran.events[1]["reason"]

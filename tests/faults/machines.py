@@ -31,6 +31,10 @@ class Machines:
     def add(self, address: str) -> None:
         self._nodes[address] = self._cluster.add_node(node_ip_address=address, num_cpus=1, wait=False)
 
+    def kill_head(self) -> None:
+        """End the head, which carries no ranks."""
+        self._cluster.remove_node(self._cluster.head_node, allow_graceful=False)
+
     def kill(self, address: str) -> None:
         """End a node's raylet, and with it everything on the node, without warning."""
         self._cluster.remove_node(self._nodes.pop(address), allow_graceful=False)

@@ -46,7 +46,7 @@ def elastic(workplace: Path) -> RunFiles:
         with machines(NODES) as ray:
             settings = [*CHANGES, *PLACE, *PATIENCE, f"--cluster.address={ray.address}"]
             command = [*TRESTLE, "train", "recipe.yaml", "--run.name", "elastic", *settings]
-            with started(command, workplace, workplace / "runs" / "elastic", deadline=250) as run:
+            with started(command, workplace, workplace / "runs" / "elastic", deadline=600) as run:
                 run.wait_for_step(10)
                 ray.kill(NODES[1])
                 alone = next_rank(run, rank=0, restarts=1)
@@ -89,7 +89,7 @@ def asked_to_save(pid: int) -> bool:
     return bool(pending >> (signal.SIGTERM - 1) & 1)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(800)
 def test_losses_and_weights_are_those_of_the_undisturbed_run(elastic: RunFiles, undisturbed_fp32: RunFiles) -> None:
     found, wanted = elastic.figures(), undisturbed_fp32.figures()
     assert [line["step"] for line in found] == [line["step"] for line in wanted] == list(range(1, STEPS + 1))
