@@ -42,7 +42,7 @@ DELAY = 2.0
 """Seconds that a rank is held up without being hung."""
 SECONDS_PER_FAULT = 90.0
 """Longer than any recovery takes on a busy machine: what the deadline of a run is made of."""
-ENOUGH_FOR_LOGS_ONLY = 150_000
+ENOUGH_FOR_LOGS_ONLY = 200_000
 """Bytes that a file of a rank with a full disk may have: below its part of a checkpoint, above its log."""
 
 
