@@ -13,7 +13,7 @@ from launcher.doctor import devices, machine, ranks, ray_check, versions
 from launcher.doctor.child import ChildFailed, results, start
 from launcher.doctor.findings import Finding, Status
 
-DEVICE_SECONDS, RANK_SECONDS, RAY_SECONDS = 60.0, 60.0, 60.0
+DEVICE_SECONDS, RANK_SECONDS, RAY_SECONDS = 60.0, 60.0, 180.0
 """Deadlines for a machine that is busy with something else: quiet, these take 5 s each."""
 
 

@@ -37,9 +37,33 @@ class Nodes:
     def kill(self, address: str) -> None:
         self.cluster.remove_node(self.by_address.pop(address), allow_graceful=False)
 
+    def restore(self) -> None:
+        """Be the nodes that every test expects, whatever an earlier one has killed, added, or not waited for."""
+        for address, node in list(self.by_address.items()):
+            if address not in NODES or node.dead_processes():
+                self.kill(address)
+        for address in NODES:
+            if address not in self.by_address:
+                self.add(address)
+        deadline = time.monotonic() + 120.0
+        while (alive := self._alive()) != sorted((HEAD, *NODES)):  # by name: one more and one less are not none
+            assert time.monotonic() < deadline, alive
+            time.sleep(0.05)  # the head misses a killed node by and by
+
+    def _alive(self) -> list[str]:
+        """Addresses as the head knows them; one that has left and come back stands there twice for a moment."""
+        return sorted(str(n["NodeManagerAddress"]) for n in self.cluster.global_state.node_table() if n["Alive"])
+
+
+@pytest.fixture
+def nodes(shared_nodes: Nodes) -> Nodes:
+    """The same at the start of every test, in whatever order they run."""
+    shared_nodes.restore()
+    return shared_nodes
+
 
 @pytest.fixture(scope="session")
-def nodes() -> Iterator[Nodes]:
+def shared_nodes() -> Iterator[Nodes]:
     """Starts with a token, as Trestle's own Ray does, and checks that it leaves no process."""
     local = LocalRay()  # only for its private directory and settings
     before = dict(os.environ)
@@ -61,7 +85,7 @@ def nodes() -> Iterator[Nodes]:
         yield started
     finally:
         local.stop(lambda: None if cluster is None else cluster.shutdown())
-        deadline = time.monotonic() + 30.0  # the helpers of a killed node notice by and by that it is gone
+        deadline = time.monotonic() + 60.0  # the helpers of a killed node notice by and by that it is gone
         while (left := holders_of(str(local.root))) and time.monotonic() < deadline:
             time.sleep(0.1)
         os.environ.clear()
@@ -89,7 +113,7 @@ def run_ranks(
     """Run `rank.py behaviour` on the shared nodes."""
     import sys
 
-    values: dict[str, Any] = {"heartbeat_seconds": 60.0, "start_seconds": 60.0, "grace_seconds": 20.0, **settings}
+    values: dict[str, Any] = {"heartbeat_seconds": 60.0, "start_seconds": 120.0, "grace_seconds": 20.0, **settings}
     events: list[dict[str, Any]] = []
     output: list[str] = []
 

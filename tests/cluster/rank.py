@@ -32,6 +32,14 @@ def wait_for_ever() -> None:
         time.sleep(0.05)  # the length of a step; whoever waits for this process ends it
 
 
+def wait_for_log_of_rank(rank: int, word: str) -> None:
+    """Beat until another rank has printed `word`, however late it was started."""
+    log = Path(os.readlink("/proc/self/fd/1")).with_name(f"rank-{rank:05d}.log")
+    while not (log.exists() and word in log.read_text()):
+        beat(0)
+        time.sleep(0.05)  # a file of another process
+
+
 def behave(behaviour: str) -> None:
     """Do what the test asked for; returning means exit code 0."""
     if behaviour == "fail-when-first-grown" and ATTEMPT == 2:
@@ -56,10 +64,12 @@ def behave(behaviour: str) -> None:
             wait_for_ever()
         print(f"finished in attempt {ATTEMPT}", flush=True)
     elif behaviour == "stop-once":
-        if ATTEMPT == 0 and RANK == 1:
-            os.kill(os.getpid(), signal.SIGSTOP)
         if ATTEMPT == 0:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as one that waits in a collective
+            print("hangs", flush=True)
+            if RANK == 1:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            wait_for_log_of_rank(1, "hangs")
             time.sleep(600)  # hangs until it is killed: that is what is tested
     elif behaviour == "fail":
         sys.exit(3)
@@ -98,6 +108,7 @@ def behave(behaviour: str) -> None:
         print(f"ready {os.getpid()}", flush=True)
         wait_for_ever()
     elif behaviour == "wait-once":
+        print("heartbeat", os.environ["TRESTLE_HEARTBEAT"], flush=True)
         if ATTEMPT == 0:
             wait_for_ever()
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,8 @@ import pytest
 
 from tests.cluster.conftest import NODES, Nodes, run_ranks
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 QUICK = {"nodes": 2, "node_counts": [1], "node_return_seconds": 0.0, "grow_seconds": 0.5, "teardown_seconds": 0.2}
-
-
-@pytest.fixture
-def restored(nodes: Nodes) -> Iterator[Nodes]:
-    """The nodes, which afterwards are again those that all tests expect."""
-    yield nodes
-    for address in set(nodes.by_address) - set(NODES):
-        nodes.kill(address)
-    for address in set(NODES) - set(nodes.by_address):
-        nodes.add(address)
-    nodes.cluster.wait_for_nodes(timeout=60)
 
 
 def come_and_go(nodes: Nodes) -> Callable[[dict[str, Any]], None]:
@@ -38,10 +27,10 @@ def come_and_go(nodes: Nodes) -> Callable[[dict[str, Any]], None]:
 
 
 def test_a_run_goes_on_with_fewer_nodes_and_grows_again_also_after_growing_has_failed_once(
-    restored: Nodes, tmp_path: Path
+    nodes: Nodes, tmp_path: Path
 ) -> None:
     settings = {**QUICK, "max_restarts": 1}
-    ran = run_ranks(restored, tmp_path, "fail-when-first-grown", come_and_go(restored), **settings)
+    ran = run_ranks(nodes, tmp_path, "fail-when-first-grown", come_and_go(nodes), **settings)
     assert ran.outcome.exit_code == 0 and ran.outcome.attempts == 5
     again = ["resized", "restarted"]
     assert ran.names == ["started", "failed", *again, *again, "failed", *again, *again, "finished"]
@@ -70,19 +59,21 @@ def test_a_node_whose_ranks_were_told_to_stop_is_left_and_the_run_goes_on(nodes:
     assert ran.events[1]["nodes"] == [NODES[1]] and ran.events[3]["nodes"] == [NODES[0]]
 
 
-def test_a_node_that_ray_drains_is_left_with_everything_saved(restored: Nodes, tmp_path: Path) -> None:
+def test_a_node_that_ray_drains_is_left_with_everything_saved(nodes: Nodes, tmp_path: Path) -> None:
     def drain(event: dict[str, Any]) -> None:
         if event["event"] == "started":
             import ray
 
             node = next(node["NodeID"] for node in ray.nodes() if node["NodeManagerAddress"] == NODES[1])
-            client: Any = ray._raylet.GcsClient(address=restored.address)  # as `ray drain-node` does
+            client: Any = ray._raylet.GcsClient(address=nodes.address)  # as `ray drain-node` does
             preemption, no_deadline = 2, 2**62
             accepted, why = client.drain_node(node, preemption, "a spot instance's notice", no_deadline)
             assert accepted, why
 
-    ran = run_ranks(restored, tmp_path, "save-once", drain, **QUICK)
-    restored.kill(NODES[1])
+    try:
+        ran = run_ranks(nodes, tmp_path, "save-once", drain, **QUICK)
+    finally:
+        nodes.kill(NODES[1])
     assert ran.outcome.exit_code == 0
     assert ran.names == ["started", "leaving", "resized", "restarted", "finished"]
     assert ran.events[1]["nodes"] == [NODES[1]] and "Ray" in ran.events[1]["reason"]

@@ -28,7 +28,7 @@ from cluster.supervisor import run
 
 ROOT = Path(__file__).parents[2]
 RANK = Path(__file__).with_name("rank.py")
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(300)
 
 DRIVER = """
 import json, sys
@@ -116,7 +116,7 @@ def test_sigterm_saves_and_meanwhile_nobody_gets_in(tmp_path: Path) -> None:
 
         run_.process.send_signal(signal.SIGTERM)
         assert "75" in run_.read_until("outcome")
-        assert run_.process.wait(30) == 75
+        assert run_.process.wait(120) == 75
         assert len(processes) >= 5 and not any(alive(process) for process in processes)
         assert list(run_.temporary.iterdir()) == []
         assert run_.stderr.read_text() == ""
@@ -150,7 +150,7 @@ def test_a_second_ctrl_c_ends_everything_at_once(tmp_path: Path) -> None:
             os.killpg(run_.process.pid, signal.SIGINT)  # as a terminal does: to the whole group
             time.sleep(1.0)  # a second Ctrl-C by a person, while the first is being dealt with
         assert "outcome 130" in run_.read_until("outcome")
-        assert run_.process.wait(30) == 130
+        assert run_.process.wait(120) == 130
         assert not any(alive(process) for process in processes)
         assert list(run_.temporary.iterdir()) == []
 
@@ -161,7 +161,7 @@ def test_a_killed_driver_takes_everything_with_it(tmp_path: Path) -> None:
         processes = run_.processes()
         assert rank in {process.pid for process in processes}
         run_.process.kill()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while any(alive(process) for process in processes) and time.monotonic() < deadline:
             time.sleep(0.1)  # not our children: no event to wait for
         assert not any(alive(process) for process in processes)
@@ -185,7 +185,7 @@ def test_a_port_where_no_ray_answers_is_given_up_in_time(tmp_path: Path, answer:
                 on_event=print,
                 on_output=print,
             )
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 60
         assert raised.value.exit_code == 1 and "\n" not in str(raised.value)
 
 
@@ -234,7 +234,7 @@ def test_a_ray_whose_parts_do_not_come_up_is_one_clear_line_and_leaves_nothing(
     short.rmdir()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_ranks_are_as_important_as_whoever_starts_them(tmp_path: Path) -> None:
     """Ray's workers are nice to everything else unless told otherwise, and so would be all that they start."""
     said: list[str] = []

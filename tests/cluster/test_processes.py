@@ -20,7 +20,7 @@ from cluster.output import LineTail
 from cluster.processes import Launch, RankGroup, Report, usable_cores
 
 RANK = str(Path(__file__).with_name("rank.py"))
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(180)
 
 
 def launch_of(tmp_path: Path, *command: str, **changes: object) -> Launch:
@@ -45,7 +45,7 @@ def launch_of(tmp_path: Path, *command: str, **changes: object) -> Launch:
 
 def until(group: RankGroup, condition: Callable[[Report], bool]) -> tuple[Report, list[str]]:
     output: list[str] = []
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         report = group.report(1.0)
         output += report.output
@@ -54,7 +54,7 @@ def until(group: RankGroup, condition: Callable[[Report], bool]) -> tuple[Report
     raise AssertionError(f"not in time: {report}")
 
 
-def gone(pid: int, seconds: float = 10.0) -> bool:
+def gone(pid: int, seconds: float = 60.0) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -108,7 +108,7 @@ def test_output_that_nobody_reads_does_not_block_the_rank(tmp_path: Path) -> Non
     launch = launch_of(tmp_path, "-c", command, node_rank=0, ranks_per_node=1, world_size=1)
     group = RankGroup(launch, tmp_path / "beats")
     pid = group.start()[0]
-    assert gone(pid, 30.0)
+    assert gone(pid)
     _, output = until(group, lambda report: report.done)
     assert output == ["x" * 99] * 50_000
 
@@ -183,7 +183,7 @@ def test_a_whole_process_tree_is_found_by_a_word_and_ended() -> None:
     script = "import subprocess, sys; subprocess.run(['sleep', '611'])  # word-7261"
     with subprocess.Popen([sys.executable, "-c", script]) as parent:
         found: set[Process] = set()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while len(found) < 2 and time.monotonic() < deadline:
             found = tree_of("word-7261")
         assert len(found) == 2 and parent.pid in {process.pid for process in found}

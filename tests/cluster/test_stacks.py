@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.evidence import Evidence, evidence_of
-from cluster.stacks import Target, collect
+from cluster.stacks import ANSWER_SHARE, Target, collect
 
 ROOT = Path(__file__).parents[2]
 LISTENS = """
@@ -54,19 +54,19 @@ def asked(target: Target, seconds: float = 20.0) -> tuple[Evidence, float]:
 
 def test_a_rank_that_listens_tells_where_it_is_and_that_it_waits_for_nobody(tmp_path: Path) -> None:
     with rank(tmp_path, LISTENS + "sits_here()") as target:
-        first, seconds = asked(target)
+        first, seconds = asked(target, 60.0)
         second, _ = asked(target)
     assert first.waiting is False and str(first.function).startswith("sits_here (<string>:")
     assert first.source == "written by the rank itself" and "in sits_here" in first.stacks
-    assert seconds < 5.0  # it does not use up its time
+    assert seconds < ANSWER_SHARE * 60.0  # it does not use up its time
     assert second.stacks.count("in sits_here") == 1  # and shows no earlier answer again
 
 
 def test_a_rank_that_holds_the_interpreter_lock_does_not_answer_but_shows_its_stacks(tmp_path: Path) -> None:
     with rank(tmp_path, LISTENS + "holds_the_interpreter_lock()") as target:
-        answer, seconds = asked(target, 2.0)
+        answer, seconds = asked(target)
     assert answer.waiting is None and str(answer.function).startswith("holds_the_interpreter_lock (")
-    assert seconds < 4.0
+    assert seconds < 40.0
 
 
 def test_a_rank_that_does_not_listen_or_is_stopped_is_read_from_outside_where_that_is_allowed(tmp_path: Path) -> None:

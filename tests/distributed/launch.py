@@ -5,20 +5,28 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+PORTS = range(20000, 30000)
+"""Below what Linux hands to outgoing connections (32768 up), which would take a port between the choice and its use."""
+
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A TCP port that nothing listens on."""
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise AssertionError(f"no free port from {PORTS.start} to {PORTS.stop - 1}")
 
 
 def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.leftovers import end_all, holders_of
 from cluster.local import write_private
+from tests.distributed.launch import free_port
 
 RAY = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
 SMALL = ["--include-log-monitor=false", "--object-store-memory=80000000", "--dashboard-agent-listen-port=0"]
@@ -65,11 +68,20 @@ class Head:
         deadline = time.monotonic() + PATIENCE
         while True:
             assert all(process.poll() is None for process in self.processes), self.said()
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self.port), 5).close()
+            if self._answers():
                 return
             assert time.monotonic() < deadline, self.said()
             time.sleep(0.1)  # `ray start` tells nobody
+
+    def _answers(self) -> bool:
+        """Whether a dashboard does, rather than whatever else may listen there."""
+        try:
+            with urllib.request.urlopen(f"{self.dashboard}/api/version", timeout=30) as answer:
+                return b"ray_version" in answer.read()
+        except urllib.error.HTTPError as error:
+            return self.with_token and error.code == 401
+        except (OSError, ValueError, http.client.HTTPException):
+            return False
 
     def close(self) -> None:
         for process in self.processes:
@@ -84,12 +96,11 @@ class Head:
 @contextlib.contextmanager
 def ray_head(*, token: bool, nodes: int) -> Iterator[Head]:
     """One or two nodes of one core each; everything is gone afterwards."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    head = Head(Path(tempfile.mkdtemp(prefix="th-", dir="/tmp")), token, port)  # short: Ray's sockets are in it
+    root = Path(tempfile.mkdtemp(prefix="th-", dir="/tmp"))  # short: Ray's sockets are in it
+    head = Head(root, token, free_port())
     try:
         write_private(head.token_file, secrets.token_hex(32))
-        dashboard = ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--port=0"]
+        dashboard = ["--dashboard-host=127.0.0.1", f"--dashboard-port={head.port}", "--port=0"]
         head.start("--head", f"--node-ip-address={HEAD}", "--num-cpus=1", f"--temp-dir={head.root}/head", *dashboard)
         head.wait_for_dashboard()
         if nodes == 2:

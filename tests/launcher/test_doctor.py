@@ -26,7 +26,7 @@ def words_of(findings: list[Finding]) -> str:
     return as_text(findings, 1.0)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(660)
 def test_a_known_bad_version_is_told_and_everything_else_is_measured(tmp_path: Path) -> None:
     """The whole doctor on this machine, with an old DeepSpeed in front of the one that is installed."""
     planted = tmp_path / "planted" / "deepspeed-0.18.2.dist-info"
@@ -35,7 +35,7 @@ def test_a_known_bad_version_is_told_and_everything_else_is_measured(tmp_path: P
     mark = f"TRESTLE_TEST_MARK=doctor-{os.getpid()}"
     environment = {**os.environ, "PYTHONPATH": f"{planted.parent}:{ROOT}", mark.partition("=")[0]: mark[18:]}
     command = [sys.executable, "-m", "launcher", "doctor", str(tmp_path / "runs"), "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=220)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
     told = json.loads(done.stdout)
     found = {one["name"]: one for one in told["findings"]}
     assert done.returncode == 1 and told["ready"] is False, done.stderr
@@ -76,7 +76,7 @@ def test_few_file_handles_are_told_with_how_many_there_may_be(tmp_path: Path) ->
     script = "from launcher.doctor import machine; a = machine.check_file_handles(); print(a.status, a.text, a.mend)"
     for limit, word in ((64, "FAIL"), (1024, "warn")):
         command = ["bash", "-c", f"ulimit -Sn {limit} && ulimit -Hn 1024 && exec {sys.executable} -c '{script}'"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
         assert done.stdout.startswith(f"{word} {limit:,} a process (ulimit -n), may be raised to 1,024")
         assert "raise the hard limit" in done.stdout
 
@@ -142,7 +142,7 @@ def test_a_check_that_never_ends_is_ended_and_said(tmp_path: Path) -> None:
         results([child], time.monotonic() + 0.5)
     assert child.returncode is not None
     with pytest.raises(ChildFailed, match="No module named"):
-        results([start("launcher.no_such_module")], time.monotonic() + 60)
+        results([start("launcher.no_such_module")], time.monotonic() + 120)
 
 
 def test_nodes_that_differ_are_told_by_name() -> None:
