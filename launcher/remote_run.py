@@ -39,7 +39,7 @@ def fetch_run(url: str, overrides: Sequence[str]) -> RunFolder:
     folder = RunFolder(Path(directory) / name)
     if folder.recipe.is_file():
         print(f"trestle: {folder.path} is here already; going on in it")
-        return folder
+        return RunFolder.existing(str(folder.path))
     files = remote.run_files()
     if RECIPE_FILE not in files:
         raise UserError(f"{url} is no run's place: it has no {RECIPE_FILE}")

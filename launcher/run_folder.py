@@ -51,9 +51,10 @@ class RunFolder:
         if not folder.recipe.is_file():
             reason = f"it has no {RECIPE_FILE}" if folder.path.is_dir() else "it does not exist"
             raise UserError(f"{source} is no run's folder: {reason}")
-        for path in (folder.path / LOCK, folder.metrics, folder.events, *folder.logs.glob("*")):
-            if path.is_symlink():  # a folder from elsewhere could have us write to any file of ours
-                raise UserError(f"{path} is a link, and would be written to: put the file itself in its place")
+        for place in (folder.path, folder.logs, folder.path / "evaluation"):
+            for path in place.glob("*"):  # hidden ones, too
+                if path.is_symlink():  # a folder from elsewhere could have us write to any file of ours
+                    raise UserError(f"{path} is a link, and would be written to: put what it leads to in its place")
         return folder
 
     def create(self, recipe: str, tokenizer: Path) -> None:

@@ -69,12 +69,19 @@ def test_name_of_a_run_leads_nowhere_else(name: str, tmp_path: Path, capsys: pyt
         assert "run.name" in said
 
 
-@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "events.jsonl", "logs/rank-00000.log"])
+WRITTEN = [
+    *(".lock", "metrics.jsonl", "events.jsonl", "logs/rank-00000.log", "evaluation/report.json"),
+    *(".goodput.json.draft", ".metrics.jsonl.draft", ".recipe.yaml.draft", "tensorboard", "checkpoints"),
+]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
 def test_run_from_elsewhere_has_nothing_written_through_its_links(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with untouched(tmp_path / "outside"):
         Path("run/logs").mkdir(parents=True)
         Path("run/recipe.yaml").write_text("model: {vocab_size: 100}\n")
+        Path("run", name).parent.mkdir(exist_ok=True)
         Path("run", name).symlink_to(tmp_path / "outside" / "secret.txt")
         assert "is a link" in refused(capsys, "resume", "run")
