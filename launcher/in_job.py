@@ -47,7 +47,7 @@ def train(folder: Any, submission: dict[str, Any]) -> int:
     from launcher.job import load_job
     from launcher.supervise import supervise
     from launcher.train import begin
-    from training.metrics.events import EventLog
+    from training.metrics.events import PatientEventLog
 
     job = load_job(RECIPE, [f"--cluster.address={os.environ['RAY_ADDRESS']}"])
     if folder.has_checkpoints():
@@ -58,7 +58,7 @@ def train(folder: Any, submission: dict[str, Any]) -> int:
     else:
         job.check()
         begin(job)
-    EventLog(folder.events).write("submitted", **submission)
+    PatientEventLog(folder.events).write("submitted", **submission)
     return supervise(folder, job)
 
 

@@ -13,7 +13,7 @@ from launcher.job import Job, load_job
 from launcher.remote_run import fetch_run, is_url
 from launcher.run_folder import RunFolder
 from launcher.supervise import check_shards, supervise
-from training.metrics.events import EventLog
+from training.metrics.events import PatientEventLog
 from training.recipe import anchor_shards
 
 
@@ -91,6 +91,6 @@ def note(folder: RunFolder, job: Job, found: list[changes.Change]) -> None:
         return
     with folder.lock():
         folder.write_recipe(job.to_yaml(), keep_old=True)
-        log = EventLog(folder.events)
+        log = PatientEventLog(folder.events)
         for kind, keys in changes.events(found):
             log.write(kind, keys=keys)

@@ -77,8 +77,10 @@ def import_all(arguments: list[str]) -> None:
     """Import what a rank with these arguments imports until its second step."""
     from training import worker
     from training.inputs import inputs_of
+    from training.metrics.board import without_tensorflow
     from training.recipe import load_recipe
 
+    without_tensorflow()
     importlib.import_module("torch.utils.tensorboard")
     recipe = load_recipe(Path(arguments[0]), arguments[1:])
     inputs_of(recipe)

@@ -23,6 +23,13 @@ _log = logging.getLogger("trestle.metrics")
 _numbers = count()
 
 
+def without_tensorflow() -> None:
+    """To be called before TensorBoard is imported: it imports TensorFlow wherever that is installed, for its file
+    functions alone. This is its own switch.
+    """
+    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
+
+
 class Board:
     """One attempt's points. Readers drop what files of earlier attempts hold after step `resumed_from` (None: all).
 
@@ -30,8 +37,7 @@ class Board:
     """
 
     def __init__(self, directory: Path, resumed_from: int | None) -> None:
-        # TensorBoard imports TensorFlow wherever it is installed, for its file functions alone. This is its own switch.
-        sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
+        without_tensorflow()
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from torch.utils.tensorboard import summary
 
