@@ -134,7 +134,8 @@ class TrainingConfig:
     straggler_seconds: float = 60.0
     """For how long it must have been that slow, in every logging interval, three at least."""
     check_replicas_every: int | None = None
-    """Steps between checks, before checkpoints too, that data-parallel replicas hold equal weights; null: never."""
+    """Steps between checks that data-parallel replicas hold equal weights, also made before each checkpoint that
+    checkpoint.every asks for; null: never."""
     check_recompute_every: int | None = None
     """Steps between checks that a step computed twice gives the same bits, which costs that step again; null: never."""
     sample_prompt: str | None = None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from training.metrics.events import EventLog
 from training.metrics.goodput import CAUSES, AttemptTimes, account, in_words
-from training.metrics.ledger import FILE, Ledger, goodput_in_words, read_ledger
+from training.metrics.ledger import FILE, Ledger, goodput_in_words, read_ledger, restarts_after_failures
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -116,6 +116,17 @@ def test_shares_are_shares_whatever_the_clocks_and_the_order_of_events(
         assert set(shares) == {"goodput", *(f"goodput/{cause}" for cause in CAUSES)}
         assert all(-1e-9 <= share <= 1 + 1e-9 for share in shares.values())
         assert sum(shares.values()) == pytest.approx(1.0)
+
+
+def test_restarts_that_were_planned_are_not_counted() -> None:
+    grown, left, failed = ["resized", "restarted"], ["leaving", "resized", "restarted"], ["failed", "restarted"]
+    for names, count in (
+        (["started"], 0),
+        (["started", *grown, *left], 0),
+        (["started", *failed, *grown, "failed", *grown, *left], 2),
+        (["started", "failed", "gave_up", "started", *grown, *failed], 1),
+    ):
+        assert restarts_after_failures([{"event": name} for name in names]) == count
 
 
 def test_what_attempts_report_survives_them(tmp_path: Path) -> None:

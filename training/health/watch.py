@@ -60,7 +60,8 @@ class Health:
     def step(self, step: int) -> Iterator[None]:
         """Around forward and backward of `step` (counted from 1)."""
         with ExitStack() as around:
-            around.enter_context(self._work.step())
+            if self._detectors:  # who else takes what it has measured?
+                around.enter_context(self._work.step())
             if self._integrity is not None and self._recompute_due(step):
                 around.enter_context(self._integrity.watching(keep=True))
             yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,7 +30,7 @@ class Ledger:
         launch = sum(1 for event in self._events if event["event"] == "started")
         begun = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
         self._own = AttemptTimes(launch, attempt, begun, step, step)
-        self.restarts = sum(1 for event in self._events if event["event"] == "restarted")
+        self.restarts = restarts_after_failures(self._events)
 
     def figures(self, step: int, useful_seconds: float, spent: Mapping[str, float]) -> dict[str, float]:
         """Report what the attempt has `spent` so far; the figures `goodput` and `goodput/<cause>` of the whole run."""
@@ -49,6 +49,16 @@ class Ledger:
             draft.replace(self._path)
         except OSError as error:
             _log.info("%s: %s", self._path, error)
+
+
+def restarts_after_failures(events: Iterable[Mapping[str, Any]]) -> int:
+    """How often ranks were started again since something had failed: not for other nodes to come in or to leave."""
+    restarts, failed = 0, False
+    for event in events:
+        name = event["event"]
+        restarts += failed and name == "restarted"
+        failed = name == "failed" or (failed and name not in ("started", "restarted"))
+    return restarts
 
 
 def read_ledger(path: Path) -> tuple[list[AttemptTimes], float]:
