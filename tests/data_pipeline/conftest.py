@@ -5,15 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from data_pipeline.config import DataConfig, ShardSource
 from data_pipeline.prepare import PrepareResult, prepare
 from data_pipeline.recipe import CorpusConfig, PrepareConfig, TokenizerConfig
-
-# A busy machine is no failed property.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
 
 
 def small_recipe(output: Path, **changes: object) -> PrepareConfig:

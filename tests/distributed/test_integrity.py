@@ -27,12 +27,12 @@ MASTERS = "weights differ from the masters that they were made from"
 
 @pytest.fixture(scope="module")
 def results() -> list[dict[str, Any]]:
-    first, second = run("tests.distributed.integrity:run_cases", 2, CASES, deadline=240)
+    first, second = run("tests.distributed.integrity:run_cases", 2, CASES, deadline=420)
     assert [one["found"] for one in first] == [one["found"] for one in second], "ranks disagree"
     return first
 
 
-@pytest.mark.timeout(260)
+@pytest.mark.timeout(450)
 def test_checked_steps_are_the_same_steps_to_the_bit(results: list[dict[str, Any]]) -> None:
     for one in results:
         assert one["checked"] == one["plain"], one["case"]

@@ -78,6 +78,7 @@ def figures(folder: Path) -> dict[int, tuple[float, float]]:
     return {line["step"]: (line["loss"], line["grad_norm"]) for line in lines}
 
 
+@pytest.mark.timeout(450)
 def test_empty_machine_continues_from_the_bucket_bit_for_bit(
     bucket: fsspec.AbstractFileSystem, recipe: Path, tmp_path: Path
 ) -> None:

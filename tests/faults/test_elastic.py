@@ -33,7 +33,7 @@ def undisturbed_fp32(workplace: Path) -> RunFiles:
     """Two data-parallel ranks from the first step to the last."""
     ranks = ["--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
     command = [*TORCHRUN, *ranks, "-m", "training.worker", "recipe.yaml", "--run.name", "both", *CHANGES]
-    with started(command, workplace, workplace / "runs" / "both") as run:
+    with started(command, workplace, workplace / "runs" / "both", deadline=240) as run:
         run.end(0)
     return run.files
 
@@ -89,7 +89,7 @@ def asked_to_save(pid: int) -> bool:
     return bool(pending >> (signal.SIGTERM - 1) & 1)
 
 
-@pytest.mark.timeout(800)
+@pytest.mark.timeout(900)
 def test_losses_and_weights_are_those_of_the_undisturbed_run(elastic: RunFiles, undisturbed_fp32: RunFiles) -> None:
     found, wanted = elastic.figures(), undisturbed_fp32.figures()
     assert [line["step"] for line in found] == [line["step"] for line in wanted] == list(range(1, STEPS + 1))

@@ -30,7 +30,7 @@ def test_run_whose_head_died_saves_ends_and_is_resumed_without_it(workplace: Pat
             ray.kill_head()
             died_at = time.monotonic()
             output = run.end(1)
-            assert time.monotonic() - died_at < 60, "it must not wait for what Ray waits for"
+            assert time.monotonic() - died_at < 150, "it must not wait for what Ray waits for"
     said = [line for line in output.splitlines() if line.startswith("trestle: gave up")]
     assert len(said) == 1 and f"the Ray head at {address} is gone; the ranks have saved; resume" in said[0]
     saved = run.files.newest().step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -22,7 +23,7 @@ def two_ranks(name: str, *overrides: str) -> list[str]:
 @pytest.mark.timeout(480)
 def test_a_flipped_bit_and_a_slow_rank_are_named_and_leave_no_trace(workplace: Path, undisturbed: RunFiles) -> None:
     """Rank 1's bit flips before step 10, which is checked; the second attempt begins at step 8, rank 0 slow for 20."""
-    planted = {"flip": {"rank": 1, "step": 10}, "slow": {"rank": 0, "steps": [20, 40], "seconds": 0.2}}
+    planted = {"flip": {"rank": 1, "step": 10}, "slow": {"rank": 0, "steps": [20, 40], "seconds": 0.5}}
     checks = ["--training.check_replicas_every=5", "--training.straggler_factor=3", "--training.straggler_seconds=0"]
     folder = workplace / "runs" / "silent"
     command = two_ranks("silent", *checks)
@@ -41,7 +42,9 @@ def test_a_flipped_bit_and_a_slow_rank_are_named_and_leave_no_trace(workplace: P
     assert any(e["event"] == "straggler_recovered" and e["step"] >= 48 for e in changes)
     assert f"rank 0 on {event['node']} has been" in output and "no longer slower" in output
     figures = {line["step"]: line for line in run.files.figures()}
-    assert figures[38]["straggler/work_rank"] == 0 and figures[38]["straggler/work_factor"] > 3
+    slow = [figures[step] for step in range(30, 48)]
+    assert median(line["straggler/work_rank"] for line in slow) == 0
+    assert median(line["straggler/work_factor"] for line in slow) > 3
     shares = [value for key, value in figures[80].items() if key.startswith("goodput")]
     assert sum(shares) == pytest.approx(1.0) and figures[80]["goodput/lost"] > 0 and figures[80]["goodput/check"] > 0
     assert not undisturbed.events("straggler") and not undisturbed.events("corruption")

@@ -50,4 +50,4 @@ def test_restarts_tell_how_many_ranks_were_warm(disturbed: RunFiles) -> None:
 
 
 def test_a_standby_that_is_killed_does_not_disturb_the_run(disturbed: RunFiles) -> None:
-    assert [e["reason"] for e in disturbed.events("no_standby")][:1] == ["the standby was killed by SIGKILL"]
+    assert disturbed.events("no_standby")[0]["reason"].startswith("the standby was killed by SIGKILL")

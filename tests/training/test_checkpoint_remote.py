@@ -263,12 +263,12 @@ def test_uploads_do_not_hold_the_training_up(tmp_path: Path, run: Path) -> None:
     fifo.parent.mkdir(parents=True)
     os.mkfifo(fifo)  # opening it for writing hangs, as a dead mount does
     both = uploaders(tmp_path)
+    write(run / "checkpoints", 20, world_size=WORLD)
     begun = time.monotonic()
     offer(both, 10)
-    write(run / "checkpoints", 20, world_size=WORLD)
     offer(both, 20)
-    assert not both[0].settled
     assert time.monotonic() - begun < 5
+    assert not both[0].settled
     reader = threading.Thread(target=fifo.read_bytes)
     reader.start()
     fifo_free(fifo, reader)
