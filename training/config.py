@@ -186,9 +186,10 @@ class CheckpointConfig:
     asynchronous: bool = True
     """Train on while a checkpoint is written."""
     remote: str | None = None
-    """Where else checkpoints are kept, in `remote`/`run.name`: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, or a folder such
-    as an NFS mount; uploaded beside the training, each rank its own files. A run without checkpoints in its folder goes
-    on from there. Keys and endpoint come from where you keep them (AWS_* variables, ~/.aws, fsspec's configuration).
+    """Where else checkpoints are kept, in `remote`/`run.name`: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, or a folder that
+    is there, as on an NFS mount; uploaded beside the training, each rank its own files. A run without checkpoints in
+    its folder goes on from there. Keys and endpoint come from where you keep them (AWS_* variables, ~/.aws, fsspec's
+    configuration).
     """
     remote_wait_seconds: float = 600.0
     """How long a run that has finished waits for its last checkpoint to arrive there."""

@@ -46,6 +46,10 @@ class SecondHome:
         """The checkpoint of `step` is in place here."""
         self._uploader.offer(step)
 
+    def in_hand(self) -> str | None:
+        """The name of the checkpoint that is being uploaded."""
+        return self._uploader.in_hand()
+
     def went_back(self, step: int | None) -> None:
         self._uploader.went_back(step)
 

@@ -23,6 +23,7 @@ def url(here: Path) -> str:
     recipe = load_job(here / "recipe.yaml", ["--run.directory=elsewhere", "--checkpoint.remote=/old/place"]).to_yaml()
     folder.create(recipe, here / "shards" / "tokenizer.model")
     folder.events.write_text('{"event": "started", "time": "2026-01-01T00:00:00.000+00:00"}\n')
+    (here / "store").mkdir()
     RemoteFolder(str(here / "store"), "small").put_run_files(folder.path)
     write(here / "store" / "small" / "checkpoints", 2)
     shutil.rmtree(here / "elsewhere")

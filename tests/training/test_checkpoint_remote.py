@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import threading
@@ -14,12 +15,13 @@ import pytest
 import torch
 
 from data_pipeline.retrying import Patience
-from tests.training.checkpoints import KINDS, SHAPES, values, write
-from training.checkpoint import Checkpoint, CheckpointWriter, DamagedCheckpoint, Piece, Retention, set_aside
+from tests.training.checkpoints import KINDS, SHAPES, share, values, write
+from training.checkpoint import Checkpoint, CheckpointWriter, DamagedCheckpoint, Piece, Retention, candidates, set_aside
 from training.checkpoint.remote import (
     RemoteFolder,
     RemoteSource,
     RemoteStore,
+    StorageUnreachable,
     Uploader,
     is_checkpoint_url,
     source,
@@ -64,6 +66,7 @@ def told(both: list[Uploader]) -> list[tuple[str, Any]]:
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
+    (tmp_path / "store").mkdir()
     (folder / "recipe.yaml").write_text("run: {name: demo}\n")
     (folder / "tokenizer.model").write_bytes(b"a tokenizer")
     return folder
@@ -107,6 +110,7 @@ def test_checkpoint_exists_there_only_when_every_rank_has_brought_its_files(tmp_
 
 def test_store_that_fails_is_tried_again_and_told_once_each_way(tmp_path: Path, run: Path) -> None:
     write(run / "checkpoints", 10, world_size=WORLD)
+    (tmp_path / "store").rmdir()
     (tmp_path / "store").write_text("in the way of the folder")  # each attempt fails with a real error
     both = uploaders(tmp_path)
     offer(both, 10)
@@ -119,6 +123,7 @@ def test_store_that_fails_is_tried_again_and_told_once_each_way(tmp_path: Path, 
     assert not both[0].settled
     assert both[0].waiting == "step-00000020"
     (tmp_path / "store").unlink()
+    (tmp_path / "store").mkdir()
     wait_for(lambda: all(one.settled for one in both), "upload")
     news = told(both)
     assert news[-1] == ("uploaded", 20)
@@ -169,6 +174,100 @@ def test_what_a_run_has_left_behind_is_withdrawn_and_replaced(tmp_path: Path, ru
     checkpoint = Checkpoint(remote(tmp_path).source("step-00000020"))
     checkpoint.verify()
     assert checkpoint.state == {"another": "future"}
+
+
+def test_what_an_earlier_process_uploaded_of_a_future_left_behind_is_withdrawn(tmp_path: Path, run: Path) -> None:
+    there = tmp_path / "store" / "demo" / "checkpoints"
+    write(there, 10, 20, 30, world_size=WORLD)
+    write(run / "checkpoints", 10, world_size=WORLD)
+    both = uploaders(tmp_path)
+    for one in both:
+        one.went_back(10)
+    offer(both, 10)
+    wait_for(lambda: all(one.settled for one in both), "upload")
+    assert remote(tmp_path).newest(set()) == "step-00000010"
+    write(run / "checkpoints", 20, world_size=WORLD)  # of the new future
+    offer(both, 20)
+    wait_for(lambda: all(one.settled for one in both), "upload")
+    assert remote(tmp_path).newest(set()) == "step-00000020"
+
+
+def test_place_whose_mount_is_away_is_no_empty_one_and_is_not_made(tmp_path: Path) -> None:
+    away = RemoteFolder(str(tmp_path / "mount" / "runs"), "demo")
+    with pytest.raises(StorageUnreachable, match="there is no such folder: mount it, or make it first"):
+        away.newest(set())
+    with pytest.raises(OSError, match="there is no such folder"):
+        away.store.write("recipe.yaml", b"")
+    assert not (tmp_path / "mount").exists()
+    (tmp_path / "mount" / "runs").mkdir(parents=True)
+    assert away.newest(set()) is None
+
+
+def test_digest_that_is_a_link_is_damage(tmp_path: Path) -> None:
+    write(tmp_path / "store" / "demo" / "checkpoints", 10, world_size=WORLD)
+    digest = tmp_path / "store" / "demo" / "checkpoints" / "step-00000010" / "manifest.json.sha256"
+    digest.rename(tmp_path / "elsewhere")
+    digest.symlink_to(tmp_path / "elsewhere")
+    there = remote(tmp_path)
+    assert there.newest(set()) == "step-00000010"
+    assert there.digest("step-00000010") == b""  # nobody's: an upload replaces it
+    with pytest.raises(DamagedCheckpoint, match="not a file but a link"):
+        Checkpoint(there.source("step-00000010")).verify()
+
+
+def test_store_that_has_an_error_is_unreachable_and_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "store" / "demo" / "checkpoints", 10, world_size=WORLD)
+
+    def stale(path: Path) -> os.stat_result:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    there = remote(tmp_path)
+    monkeypatch.setattr(Path, "lstat", stale)
+    with pytest.raises(StorageUnreachable, match="cannot be read: Stale file handle"):
+        there.newest(set())
+
+
+def test_retention_here_leaves_what_is_being_uploaded(tmp_path: Path, run: Path) -> None:
+    both = uploaders(tmp_path)
+    writer = CheckpointWriter(run / "checkpoints", 0, 1, asynchronous=False, retention=Retention(keep=1))
+    writer.in_use = both[0].in_hand
+    writer.save(10, share(0, 1), {})
+    both[0].offer(10)
+    wait_for(lambda: both[0].in_hand() == "step-00000010", "begin of the upload")
+    for step in (20, 30):
+        writer.save(step, share(0, 1), {})
+        both[0].offer(step)
+    assert [path.name for path in candidates(run / "checkpoints")] == ["step-00000030", "step-00000010"]
+    both[1].offer(10)
+    wait_for(lambda: ("uploaded", 10) in told(both), "upload")
+    both[1].offer(30)
+    wait_for(lambda: both[0].settled, "upload")
+    writer.save(40, share(0, 1), {})
+    assert [path.name for path in candidates(run / "checkpoints")] == ["step-00000040"]
+
+
+def test_defect_in_another_rank_is_told_and_tried_again(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(run / "checkpoints", 10, world_size=WORLD)
+    both = uploaders(tmp_path)
+    defective = [True]
+    upload = both[1].remote.store.upload
+
+    def defect(path: Path, name: str) -> None:
+        if defective:
+            raise ZeroDivisionError("a defect")
+        upload(path, name)
+
+    monkeypatch.setattr(both[1].remote.store, "upload", defect)
+    offer(both, 10)
+    wait_for(lambda: not both[0].news.empty(), "word of the failure")
+    event, fields = both[0].news.get()
+    assert event == "upload_failed"
+    assert "rank 1: ZeroDivisionError: a defect" in fields["reason"]
+    defective.clear()
+    wait_for(lambda: all(one.settled for one in both), "upload")
+    assert told(both) == [("uploaded", 10)]
 
 
 def test_another_number_of_ranks_uploads_what_was_written_before(tmp_path: Path, run: Path) -> None:

@@ -224,6 +224,27 @@ def test_a_rank_that_learns_late_of_a_failure_still_takes_part_in_the_next_save(
     Checkpoint(tmp_path / "step-00000007").verify()
 
 
+def test_save_that_another_rank_has_given_up_is_let_go_at_once(tmp_path: Path) -> None:
+    writers = [CheckpointWriter(tmp_path, rank, 2, deadline_seconds=30.0) for rank in (0, 1)]
+    for number, (giving_up, waiting) in enumerate([writers, writers[::-1]]):
+        waiting.save(6, share(waiting.rank, 2, 6), {})  # the other's part never comes, and no file says so
+        giving_up._serial += 1
+        assert not waiting.drop(number, "an older one")
+        assert not waiting.settles(0.1)
+        assert waiting.drop(number + 1, "the storage was away")
+        assert waiting.settles(5.0)
+        with pytest.raises(SaveFailed, match="step 6 was not written: the storage was away"):
+            waiting.wait()
+        assert waiting.failed == (number + 1, "the storage was away")
+        assert [name for name in left_over(tmp_path) if name.endswith(".partial")] == []
+    for rank, writer in enumerate(writers):
+        writer.save(6, share(rank, 2, 6), {})
+    for writer in writers:
+        writer.wait()
+    Checkpoint(tmp_path / "step-00000006").verify()
+    assert left_over(tmp_path) == []
+
+
 def test_malformed_pieces_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     writer = CheckpointWriter(tmp_path, 0, 1)
     piece = Piece.whole("w", "weight", (4,))

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,22 @@ from typing import Any
 from training.checkpoint import format as fmt
 from training.checkpoint import retention as keeping
 from training.checkpoint.errors import SaveFailed
+
+
+class Abandoned:
+    """Whether another rank has given a save up, told by other means than files: those may not have taken the note."""
+
+    def __init__(self) -> None:
+        self._told = threading.Event()
+        self.reason: str | None = None
+
+    def tell(self, reason: str) -> None:
+        self.reason = reason
+        self._told.set()
+
+    def wait(self, seconds: float) -> str | None:
+        """The reason as soon as it is told, None if it is not within so many seconds."""
+        return self.reason if self._told.wait(seconds) else None
 
 
 class Meeting:
@@ -25,12 +42,20 @@ class Meeting:
     """
 
     def __init__(
-        self, directory: Path, rank: int, world_size: int, step: int, serial: int, deadline_seconds: float
+        self,
+        directory: Path,
+        rank: int,
+        world_size: int,
+        step: int,
+        serial: int,
+        deadline_seconds: float,
+        abandoned: Abandoned | None = None,
     ) -> None:
         self.rank = rank
         self.world_size = world_size
         self.serial = serial
         self.deadline_seconds = deadline_seconds
+        self._abandoned = abandoned or Abandoned()
         self.final = directory / fmt.step_directory(step)
         self.partial = directory / f".{self.final.name}{keeping.PARTIAL}"
         self.refusal = directory / f".{self.final.name}{keeping.FAILED}"
@@ -106,9 +131,12 @@ class Meeting:
             self._refuse(reason)
             return
         with contextlib.suppress(OSError):
-            if self.refused() is None:
+            abandoned = self._abandoned.reason is not None
+            if not abandoned and self.refused() is None:
                 self._note(self.partial / f".rank-{self.rank:05d}.failed", {"reason": reason})
-            if self.refused() is not None:  # nobody reads notes any more, and rank 0 may have cleared up before this
+            if (
+                abandoned or self.refused() is not None
+            ):  # nobody reads notes any more, and rank 0 may have cleared up before this
                 self._clear_up()
 
     def _refuse(self, reason: str) -> None:
@@ -147,7 +175,7 @@ class Meeting:
         return note if note["serial"] == self.serial else None
 
     def _poll(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Whether `condition` came true within so many seconds.
+        """Whether `condition` came true within so many seconds. Raises SaveFailed if another rank has given up.
 
         Polled because nothing else works: ranks on other machines share files only, and network file systems send no
         change notifications. The interval grows from 5 ms to half a second, so that a thousand ranks do not load them.
@@ -157,6 +185,7 @@ class Meeting:
         while not condition():
             if time.monotonic() > deadline:
                 return False
-            time.sleep(interval)
+            if (reason := self._abandoned.wait(interval)) is not None:
+                raise SaveFailed(reason)
             interval = min(interval * 1.5, 0.5)
         return True

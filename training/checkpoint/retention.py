@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +45,8 @@ class Retention:
         return [step for step in steps if step not in kept]
 
 
-def apply(retention: Retention, directory: Path, newest: Path) -> list[Path]:
-    """Delete what `retention` does not keep, never `newest`; the paths that went.
+def apply(retention: Retention, directory: Path, spared: Collection[str | None]) -> list[Path]:
+    """Delete what `retention` does not keep, but for the names `spared`; the paths that went.
 
     A checkpoint whose manifest does not read is left for the loader to name. Raises OSError if a rename fails.
     """
@@ -58,7 +59,7 @@ def apply(retention: Retention, directory: Path, newest: Path) -> list[Path]:
             continue
         step = step_of(path.name) or 0
         losses[step], paths[step] = loss, path
-    surplus = [paths[step] for step in retention.surplus(losses) if paths[step] != newest]
+    surplus = [paths[step] for step in retention.surplus(losses) if paths[step].name not in spared]
     for path in surplus:
         remove(path)
     return surplus

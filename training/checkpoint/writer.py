@@ -23,7 +23,7 @@ import torch
 from training.checkpoint import format as fmt
 from training.checkpoint import retention as keeping
 from training.checkpoint.errors import SaveFailed
-from training.checkpoint.meeting import Meeting
+from training.checkpoint.meeting import Abandoned, Meeting
 from training.checkpoint.pieces import Piece
 from training.checkpoint.retention import Retention
 
@@ -70,12 +70,19 @@ class CheckpointWriter:
         self._arena = torch.empty(0, dtype=torch.uint8)
         self._pending: concurrent.futures.Future[None] | None = None
         self._serial = 0
+        self._abandoned = Abandoned()
+        #: How-many-eth save is the last one in place, 0 before the first of this writer.
+        self.in_place = 0
+        #: The last save that has failed on this rank: how-many-eth, and why.
+        self.failed: tuple[int, str] | None = None
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if rank == 0:
                 keeping.sweep(self.directory)
         except OSError as error:
             raise SaveFailed(f"checkpoints cannot be written to {self.directory}: {error.strerror}") from error
+        #: The name of a checkpoint that retention must leave alone for now.
+        self.in_use: Callable[[], str | None] = lambda: None
         existing = fmt.candidates(self.directory)
         #: Step of the newest checkpoint whose manifest is in place, None before the first.
         self.last_verified: int | None = fmt.step_of(existing[0].name) if existing else None
@@ -101,20 +108,20 @@ class CheckpointWriter:
         except SaveFailed as failure:  # the others count on this rank now, whenever they learnt of the failure
             earlier = failure
         job = self._snapshot(step, list(pieces), state, rank_state)
-        self._pending = _in_thread(lambda: self._write(job), f"checkpoint-{step}")
+        abandoned = self._abandoned = Abandoned()
+        self._pending = _in_thread(lambda: self._write(job, abandoned), f"checkpoint-{step}")
         if not self.asynchronous:
             self.wait()
         if earlier is not None:
             raise earlier
         return time.perf_counter() - begun
 
-    def wait(self) -> None:
+    def wait(self, waited: float = 0.0) -> None:
         """Return when the last save is in place on all ranks. Raises its error, once; or that storage has not answered
-        long after all ranks should have given up.
+        long after all ranks should have given up, of which time so many seconds have been `waited` already.
         """
-        # A rank gives up after twice the deadline, unless the storage holds its thread in a call that never returns.
-        seconds = 2 * self.deadline_seconds + _MARGIN_SECONDS
-        if not self.settles(seconds):
+        seconds = self.longest_seconds
+        if not self.settles(max(0.0, seconds - waited)):
             raise SaveFailed(
                 f"the checkpoint before has not been written for {seconds:.0f} s: {self.directory} does not answer; "
                 f"{self._fallback()}"
@@ -122,6 +129,18 @@ class CheckpointWriter:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    @property
+    def longest_seconds(self) -> float:
+        """A rank gives up after twice the deadline, unless storage holds its thread in a call that never returns."""
+        return 2 * self.deadline_seconds + _MARGIN_SECONDS
+
+    def drop(self, serial: int, reason: str) -> bool:
+        """Another rank has given up the save of this number: wait for nobody any more. False if it is not the last."""
+        if serial != self._serial:
+            return False
+        self._abandoned.tell(reason)
+        return True
 
     def settles(self, seconds: float) -> bool:
         """Whether the last save comes to its end, good or bad, within so many seconds."""
@@ -181,8 +200,9 @@ class CheckpointWriter:
 
     # ── in the writer's thread ─────────────────────────────────────────────────────────────────────────────────────
 
-    def _write(self, job: _Job) -> None:
-        meeting = Meeting(self.directory, self.rank, self.world_size, job.step, job.serial, self.deadline_seconds)
+    def _write(self, job: _Job, abandoned: Abandoned) -> None:
+        deadline = self.deadline_seconds
+        meeting = Meeting(self.directory, self.rank, self.world_size, job.step, job.serial, deadline, abandoned)
         try:
             meeting.open()
             about = {
@@ -198,18 +218,24 @@ class CheckpointWriter:
                 meeting.await_publication(job.record)
         except OSError as error:
             what = f"{error.strerror or error} ({error.filename or meeting.partial})"
-            if self.rank > 0 and isinstance(error, FileNotFoundError):  # rank 0 took the folder away: why?
+            # A folder that goes while it is made was there and is not.
+            if self.rank > 0 and isinstance(
+                error, FileNotFoundError | FileExistsError
+            ):  # rank 0 took the folder away: why?
                 what = meeting.refused() or what
+            self.failed = job.serial, what
             meeting.give_up(what)
             raise SaveFailed(
                 f"the checkpoint of step {job.step} was not written: {what}; {self._fallback()}"
             ) from error
         except SaveFailed as error:
+            self.failed = job.serial, str(error)
             meeting.give_up(str(error))
             raise SaveFailed(
                 f"the checkpoint of step {job.step} was not written: {error}; {self._fallback()}"
             ) from None
         self.last_verified = job.step
+        self.in_place = job.serial
         if self.rank == 0:
             self._retain(job.step)
 
@@ -247,7 +273,8 @@ class CheckpointWriter:
 
     def _retain(self, step: int) -> None:
         try:
-            for path in keeping.apply(self.retention, self.directory, self.directory / fmt.step_directory(step)):
+            spared = {fmt.step_directory(step), self.in_use()}
+            for path in keeping.apply(self.retention, self.directory, spared):
                 _log.info("retention: deleted %s", path.name)
         except OSError as error:  # the new one is in place on all ranks, and the next save tries again
             _log.warning("step %d is in place, but an older checkpoint could not be removed: %s", step, error)

@@ -11,11 +11,12 @@ from training.checkpoint.reader import Checkpoint
 from training.checkpoint.remote.source import RemoteSource
 from training.checkpoint.remote.store import PART_BYTES, RemoteStore, StorageUnreachable
 from training.checkpoint.retention import Retention
+from training.checkpoint.source import NotAFile
 
 CHECKPOINTS = "checkpoints"
 NEEDED = ("recipe.yaml", "tokenizer.model", "merges.txt", "merges.txt.gz")
 """Without these (of the tokenizers, one) a run cannot go on elsewhere."""
-HISTORY = ("events.jsonl", "metrics.jsonl")
+HISTORY = ("events.jsonl", "metrics.jsonl", "goodput.json")
 LARGEST_FILE = 64 << 20
 """Bytes of a run's file that is still copied along."""
 
@@ -54,6 +55,8 @@ class RemoteFolder:
             return self.store.read(place(name, fmt.MANIFEST_DIGEST))
         except FileNotFoundError:
             return None
+        except NotAFile:
+            return b""  # no digest, but in the place of one: whoever opens the checkpoint finds it damaged
 
     def source(self, name: str) -> RemoteSource:
         return RemoteSource(self.store, f"{CHECKPOINTS}/{name}")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from data_pipeline.errors import DamagedShard
 from data_pipeline.locations import PACKAGES
 from data_pipeline.retrying import REMOTE, reason
-from training.checkpoint.source import check_is_file
+from training.checkpoint.source import NotAFile, check_is_file
 from training.errors import RecipeError, TrainingError
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class StorageUnreachable(TrainingError):
 
 
 class RemoteStore:
-    """A place in a store: `s3://bucket/prefix`, `gs://bucket/prefix`, or a folder's path.
+    """A place in a store: `s3://bucket/prefix`, `gs://bucket/prefix`, or a folder's path, made in one that is there.
 
     Keys and endpoint come from the places where the user keeps them (AWS_* variables, ~/.aws, fsspec's configuration).
     Reading methods raise FileNotFoundError for what is not there and StorageUnreachable after several attempts; writing
@@ -48,6 +48,7 @@ class RemoteStore:
         scheme, _, rest = self.location.partition("://")
         self._is_folder = not rest
         self._root = os.path.abspath(self.location) if self._is_folder else rest
+        self._home = os.path.dirname(self._root)
         self._fs = _filesystem("file" if self._is_folder else scheme)
 
     def path(self, *names: str) -> str:
@@ -58,7 +59,7 @@ class RemoteStore:
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """A file, or bytes [start, stop) of it."""
-        place = self._file(name)
+        place = self._place(name)
         return self._patiently(name, lambda: self._cat(place, start, stop))
 
     def exists(self, name: str) -> bool:
@@ -66,10 +67,12 @@ class RemoteStore:
             self.size(name)
         except FileNotFoundError:
             return False
+        except NotAFile:
+            return True  # for its reader to name
         return True
 
     def size(self, name: str) -> int:
-        place = self._file(name)
+        place = self._place(name)
         return int(self._patiently(name, lambda: self._info(place))["size"])
 
     def names(self, folder: str = "") -> list[str]:
@@ -151,15 +154,10 @@ class RemoteStore:
             raise ValueError(f"{name!r} leads out of {self.location}")
         return f"{self._root}/{name}"
 
-    def _file(self, name: str) -> str:
-        """The full name of a file to read, which in a folder must be one."""
-        place = self._place(name)
-        if self._is_folder:
-            check_is_file(Path(place))
-        return place
-
     def _made(self, place: str) -> str:
         if self._is_folder:
+            if not os.path.isdir(self._home):
+                raise OSError(self._homeless())
             os.makedirs(os.path.dirname(place), exist_ok=True)
         return place
 
@@ -176,11 +174,15 @@ class RemoteStore:
             out.closed = True
 
     def _cat(self, place: str, start: int | None, stop: int | None) -> bytes:
+        if self._is_folder:
+            check_is_file(Path(place))
         if not self._fs.async_impl:
             return bytes(self._fs.cat_file(place, start, stop))
         return bytes(self._bounded(self._fs._cat_file(place, start=start, end=stop)))
 
     def _info(self, place: str) -> dict[str, Any]:
+        if self._is_folder:
+            check_is_file(Path(place))
         self._fs.invalidate_cache()
         found: dict[str, Any] = self._bounded(self._fs._info(place)) if self._fs.async_impl else self._fs.info(place)
         return found
@@ -192,18 +194,34 @@ class RemoteStore:
             raise TimeoutError(f"no answer within {TIMEOUT_SECONDS:.0f} s") from None
 
     def _check_bucket(self) -> None:
-        """An empty prefix and a bucket that is not there look the same in a listing. Raises RecipeError."""
+        """An empty prefix and a bucket that is not there look the same in a listing, and so do a new folder and one
+        whose mount is away. Raises RecipeError, StorageUnreachable.
+        """
+        if self._is_folder and not os.path.isdir(self._home):
+            raise StorageUnreachable(self._homeless())
         bucket = self._root.partition("/")[0]
         if not self._is_folder and not self._patiently("", lambda: self._fs.exists(bucket)):
             raise RecipeError(f"checkpoint.remote is {self.location}, but there is no such bucket: make it first")
 
+    def _homeless(self) -> str:
+        return f"checkpoint.remote is {self._home}, but there is no such folder: mount it, or make it first"
+
     def _patiently(self, name: str, work: Callable[[], T]) -> T:
+        def attempt() -> T | NotAFile:
+            try:
+                return work()
+            except NotAFile as error:  # another attempt does not mend it
+                return error
+
         try:
-            return REMOTE.attempt(self.path(name) if name else self.location, work)
+            found = REMOTE.attempt(self.path(name) if name else self.location, attempt)
         except DamagedShard as error:
             raise StorageUnreachable(str(error)) from error
         except PermissionError as error:
             raise StorageUnreachable(f"{self.path(name)} is refused: {reason(error)}") from error
+        if isinstance(found, NotAFile):
+            raise found
+        return found
 
     def _once(self, work: Callable[[], None]) -> None:
         try:

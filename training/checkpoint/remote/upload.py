@@ -7,6 +7,7 @@ pauses, until it does or a newer checkpoint is there; the training never waits f
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -62,6 +63,8 @@ class Uploader:
         self._handled: Announcement | None = None
         self._generation = 0
         self._left_behind: set[str] = set()
+        self._gone_back_to: int | None = None
+        self._in_hand: str | None = None
         self._failing = False
         self._thread: threading.Thread | None = None
         if rank == 0:
@@ -90,11 +93,16 @@ class Uploader:
         with self._changed:
             return None if self._offered == self._settled else self._offered
 
+    def in_hand(self) -> str | None:
+        """The name of the checkpoint that is being uploaded: it must not be deleted here meanwhile."""
+        return self._in_hand
+
     def went_back(self, step: int | None) -> None:
-        """The run continues from `step` (None: from the start); what it has uploaded since then is withdrawn."""
+        """The run continues from `step` (None: from the start); all newer checkpoints there are withdrawn, also those
+        that an earlier process has uploaded.
+        """
         with self._changed:
-            newer = (self._offered, self._settled)
-            self._left_behind |= {name for name in newer if name and (fmt.step_of(name) or 0) > (step or 0)}
+            self._gone_back_to = step or 0 if self._gone_back_to is None else min(step or 0, self._gone_back_to)
             self._offered = self._settled = None
             self._generation += 1
             self._changed.notify_all()
@@ -106,14 +114,21 @@ class Uploader:
             with self._changed:
                 self._changed.wait_for(lambda: self._offered is not None and self._offered != self._settled)
                 generation = self._generation
+            announcement: Announcement | None = None
             try:
                 announcement = self._announce() if self._rank == 0 else self._await_announcement(generation)
+                self._in_hand = announcement.name
                 self._bring(announcement, generation)
             except _Dropped:
                 continue
             except Exception as error:  # noqa: BLE001 - a defect must not end the only thread that uploads
-                self._trouble(f"{type(error).__name__}: {error}")
-                self._pause(self._pauses[1], generation)
+                self._trouble(f"{type(error).__name__}: {error}", announcement)
+                if announcement is not None:
+                    self._handled = None  # it is to be tried again, although it has been announced before
+                with contextlib.suppress(_Dropped):
+                    self._pause(self._pauses[1], generation)
+            finally:
+                self._in_hand = None
 
     def _announce(self) -> Announcement:
         """Rank 0: the newest offer; what is there under its name with another content is withdrawn first."""
@@ -140,11 +155,15 @@ class Uploader:
 
     def _withdraw_left_behind(self, generation: int) -> None:
         with self._changed:
-            names = set(self._left_behind)
+            names, back_to = set(self._left_behind), self._gone_back_to
+        if back_to is not None:
+            names |= {name for name in self.remote.names() if (fmt.step_of(name) or 0) > back_to}
         for name in names:
             self.remote.withdraw(name)
         with self._changed:
             self._left_behind -= names
+            if generation == self._generation:  # else the run has gone back once more, perhaps further
+                self._gone_back_to = None
 
     def _await_announcement(self, generation: int) -> Announcement:
         """Other ranks: what rank 0 announces; polled, as ranks on other machines share files only."""
