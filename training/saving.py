@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.mixed_stream import MixedStream
-from training.checkpoint import Checkpoint, CheckpointWriter, Retention, SaveFailed
+from training.checkpoint import Checkpoint, CheckpointWriter, Retention, SaveFailed, step_of
 from training.config import CheckpointConfig
 from training.continuing import check_continues
 from training.engine import Engine
@@ -23,6 +24,8 @@ from training.recipe import Recipe, to_document
 from training.second_home import SecondHome
 
 _log = logging.getLogger("trestle.training")
+_GIVE_UP_SECONDS = 5.0
+"""For the other ranks to let go of a save that one rank has given up."""
 _PARTS = ("torch", "megatron-core", "deepspeed", "sentencepiece", "webdataset")
 
 
@@ -33,29 +36,40 @@ class RunCheckpoints:
         self.directory = folder / "checkpoints"
         self.rank = dist.get_rank()
         self._events = events
-        self._announced: int | None = None
+        self._announced = 0
+        self._asked: int | None = None
         self._failure: SaveFailed | None = None
         self._busy_seconds = config.busy_seconds
+        self._asynchronous = config.asynchronous
         self._held_up = False
         self._away: SecondHome | None = None
         retention = Retention(keep=config.keep, keep_best=config.keep_best, keep_every=config.keep_every)
-        self._writer = CheckpointWriter(
-            self.directory, self.rank, dist.get_world_size(), asynchronous=config.asynchronous, retention=retention
-        )
-        self._announced = self._writer.last_verified
+        self._writer = CheckpointWriter(self.directory, self.rank, dist.get_world_size(), retention=retention)
         if config.remote is not None:
             self._away = SecondHome(folder, name, config, retention, self._note)
+            self._writer.in_use = self._away.in_hand
         self._found = Finding(self.directory, self._away, self._note)
         dist.barrier()  # rank 0 clears what a killed process left before anybody writes
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
-    def save(self, engine: Engine, position: Position, stream: MixedStream, recipe: Recipe) -> None:
-        """Copy the state and write it beside the training. A failure is reported, and training goes on: see
-        `finish`.
+    def save(
+        self,
+        engine: Engine,
+        position: Position,
+        stream: MixedStream,
+        recipe: Recipe,
+        beat: Callable[[], None] = lambda: None,
+        *,
+        needed: bool = False,
+    ) -> None:
+        """Copy the state and write it beside the training. A failure is reported, and training goes on: see `finish`.
+
+        While storage holds the save before, this one is left out, unless it is `needed`: no other follows it.
         """
         self._share_damage(stream, recipe)
-        if not self._is_free():
+        self._asked = position.step
+        if not self._is_free(beat, needed):
             self._report(SaveFailed(f"the checkpoint of step {position.step} is left out: storage holds up another"))
             return
         try:
@@ -63,15 +77,37 @@ class RunCheckpoints:
             _log.info("checkpoint of step %d: copied in %.3f s", position.step, stall)
         except SaveFailed as failure:
             self._report(failure)
+        if not self._asynchronous:
+            self._settle(beat)
 
-    def _is_free(self) -> bool:
+    def _is_free(self, beat: Callable[[], None], needed: bool) -> bool:
         """Whether the save before has come to its end on every rank; waited for, but only the first time in vain."""
+        seconds = 0.0 if self._held_up else self._busy_seconds
+        self._held_up = not self._all_settle(self._writer.longest_seconds if needed else seconds, beat)
+        return not self._held_up
+
+    def _all_settle(self, seconds: float, beat: Callable[[], None]) -> bool:
+        """Whether the last save comes to its end on every rank within so many seconds, by rank 0's clock. Collective.
+
+        A rank that has failed may not have been able to tell through the files: then it is told here, and those that
+        still wait for it let go.
+        """
         if dist.get_world_size() == 1 and self._writer.settles(0):
             return True
-        everyone: list[bool] = [False] * dist.get_world_size()
-        dist.all_gather_object(everyone, self._writer.settles(0 if self._held_up else self._busy_seconds))
-        self._held_up = not all(everyone)
-        return not self._held_up
+        until, told = time.monotonic() + seconds, False
+        while True:
+            settled = self._writer.settles(min(1.0, max(0.0, until - time.monotonic())))
+            own = settled, time.monotonic() >= until, self._writer.failed
+            everyone = [own] * dist.get_world_size()
+            dist.all_gather_object(everyone, own)
+            if all(settled for settled, _, _ in everyone):
+                return True
+            given_up = any(failed is not None and self._writer.drop(*failed) for _, _, failed in everyone)
+            if given_up and not told:
+                until, told = max(until, time.monotonic() + _GIVE_UP_SECONDS), True
+            elif everyone[0][1]:
+                return False
+            beat()
 
     def _share_damage(self, stream: MixedStream, recipe: Recipe) -> None:
         """What any rank has found damaged in the data, every rank replaces from here on; it is told once."""
@@ -99,7 +135,7 @@ class RunCheckpoints:
 
         Raises SaveFailed if the newest save is not in place here.
         """
-        self._settle(ending=True)
+        self._settle(beat, ending=True)
         if self._failure is not None:
             raise self._failure
         if self._away is not None:
@@ -110,19 +146,22 @@ class RunCheckpoints:
         """Step of the newest checkpoint in place."""
         return self._writer.last_verified
 
-    def _settle(self, *, ending: bool = False) -> None:
-        """Wait until it is known what has become of the newest save."""
+    def _settle(self, beat: Callable[[], None], *, ending: bool = False) -> None:
+        """Wait until it is known what has become of the newest save. Collective."""
+        self._all_settle(self._writer.longest_seconds, beat)
         try:
-            self._writer.wait()
+            self._writer.wait(waited=self._writer.longest_seconds)
         except SaveFailed as failure:
             self._report(failure, ending=ending)
         self._announce()
 
     def _announce(self) -> None:
-        newest = self._writer.last_verified
-        if newest is not None and newest != self._announced:
-            self._announced = newest
-            self._failure = None
+        if self._writer.in_place == self._announced:
+            return
+        self._announced, newest = self._writer.in_place, self._writer.last_verified
+        if newest is not None:
+            if self._asked is not None and newest >= self._asked:  # else it is an older one that has come late
+                self._failure = None
             self._note("checkpointed", step=newest)
             if self._away is not None:
                 self._away.offer(newest)
@@ -145,13 +184,16 @@ class RunCheckpoints:
 
     def resume_point(self) -> Checkpoint | None:
         """The newest checkpoint that verifies, here or in the second home. Collective. Raises as `Finding.newest`."""
-        return self._found.newest()
+        found = self._found.newest()
+        here = self._found.agree_on(0)  # what was damaged is no checkpoint any more
+        self._writer.went_back(None if here is None else step_of(here.name))
+        return found
 
-    def before(self, back: int) -> Checkpoint | None:
+    def before(self, back: int, beat: Callable[[], None] = lambda: None) -> Checkpoint | None:
         """The `back`-th newest checkpoint that verifies (1: the newest), newer ones put away: the run leaves their
         future. A save that is under way is waited for; one that has failed is just not there.
         """
-        self._settle()
+        self._settle(beat)
         dist.barrier()  # nothing may be put away while another rank still waits for it to get its name
         for _ in range(back - 1):
             newest, older = self._found.agree_on(0), self._found.agree_on(1)
@@ -159,10 +201,11 @@ class RunCheckpoints:
                 break
             self._found.put_away(newest, "the run went back to an earlier one after a loss spike", "abandoned")
         found = self._found.newest_here()
-        self._announced = None if found is None else found.step
-        self._writer.went_back(self._announced)
-        if self._away is not None:
-            self._away.went_back(self._announced)
+        self._writer.went_back(None if found is None else found.step)
+        if found is None and self._away is not None:  # resumed from there, and nothing has been saved since
+            found = self._found.newest()
+        if found is not None and self._away is not None:
+            self._away.went_back(found.step)
         return found
 
 

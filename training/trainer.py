@@ -167,7 +167,9 @@ class Trainer:
         every = recipe.checkpoint.every
         if last or stopping or best or (every and step % every == 0):
             with self.clock.phase("checkpoint"):
-                self.parts.checkpoints.save(self.engine, self.position, self.stream, recipe)
+                self.parts.checkpoints.save(
+                    self.engine, self.position, self.stream, recipe, self._beat, needed=last or stopping
+                )
         self.parts.checkpoints.poll()
         if last or stopping or seen is not None or step % recipe.training.log_every == 0:
             self._log(seen)
@@ -201,7 +203,7 @@ class Trainer:
             raise Diverged(
                 f"the loss spiked {spikes} times, the last time to {loss:.4g} (training.max_spikes is {most})"
             )
-        checkpoint = self.parts.checkpoints.before(self.recipe.training.spike_checkpoints)
+        checkpoint = self.parts.checkpoints.before(self.recipe.training.spike_checkpoints, self._beat)
         if checkpoint is None:
             raise Diverged(
                 f"the loss spiked to {loss:.4g} at step {spiked.step}, and there is no checkpoint to go back to"
@@ -213,7 +215,7 @@ class Trainer:
         self.clock.useful_seconds = self.position.useful_seconds
         self.tally.forget()
         # Saved at once, in place of the checkpoint gone back to: a restart must not meet the same data again.
-        self.parts.checkpoints.save(self.engine, self.position, self.stream, self.recipe)
+        self.parts.checkpoints.save(self.engine, self.position, self.stream, self.recipe, self._beat)
         if self.recorder is not None:
             left_out = spiked.samples - self.position.samples
             fields = {"step": spiked.step, "loss": loss, "back_to": checkpoint.step, "samples_skipped": left_out}

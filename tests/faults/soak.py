@@ -130,6 +130,7 @@ class Sufferer:
         with self._until_a_save_fails():
             folder.rename(elsewhere)
             folder.touch()
+        time.sleep(2)  # the event is rank 0's: the fault is to last until the other ranks have met it, too
         folder.unlink()
         elsewhere.rename(folder)
 
