@@ -7,6 +7,7 @@ it is asked something harmless without a token; only a head that refuses is used
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import os
 import stat
 import urllib.error
@@ -18,7 +19,6 @@ from urllib.parse import urlsplit
 from cluster.errors import HeadUnreachable, OpenHead, UserError
 
 PROBE_SECONDS = 10.0
-LOOPBACK_NAMES = ("localhost", "127.", "[::1]", "::1")
 MEND = "start it with RAY_AUTH_MODE=token and a token file"
 
 
@@ -40,6 +40,11 @@ def use_token_file(path: str | None) -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
 
 
+def use_no_token() -> None:
+    """Let Ray, in this process, show none: the head has not asked for it."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+
+
 def check_token_file(path: Path) -> None:
     """Raise `UserError` unless `path` holds a token that only its owner can read."""
     try:
@@ -54,14 +59,14 @@ def check_token_file(path: Path) -> None:
         raise UserError(f"the token file {path} is empty: copy the head's token to it")
 
 
-def check_dashboard(address: str, allow_open: bool) -> None:
+def check_dashboard(address: str, allow_open: bool) -> bool:
     """Refuse a dashboard that lists its jobs to somebody without a token. `address` is http://host:port.
 
-    Raises `OpenHead`, `HeadUnreachable`.
+    Returns whether it wants a token. Raises `OpenHead`, `HeadUnreachable`.
     """
     status = _status_without_token(f"{address}/api/jobs/")
     if status in (401, 403):
-        return
+        return True
     if status != 200:
         raise HeadUnreachable(f"what answers at {address} is no Ray dashboard (HTTP {status})")
     if not allow_open:
@@ -69,6 +74,7 @@ def check_dashboard(address: str, allow_open: bool) -> None:
             f"the Ray head at {address} answers without authentication: whoever reaches it can run any command there; "
             f"{MEND}, or say --allow-open-head"
         )
+    return False
 
 
 def _status_without_token(url: str) -> int:
@@ -96,7 +102,14 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 def travels_in_clear(address: str) -> bool:
     """Whether a token sent to this address can be read on the way."""
     parts = urlsplit(address)
-    return parts.scheme == "http" and not parts.netloc.startswith(LOOPBACK_NAMES)
+    return parts.scheme == "http" and not _is_loopback(parts.hostname or "")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name: 127.example.org is one
+        return host == "localhost"
 
 
 def check_head(address: str, seconds: float, allow_open: bool) -> None:

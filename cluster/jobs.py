@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.authentication import check_dashboard, use_token_file
+from cluster.authentication import check_dashboard, travels_in_clear, use_no_token, use_token_file
 from cluster.errors import ClusterError, HeadUnreachable, JobUnknown, UserError
 from cluster.local import forget_cached_settings
 from cluster.policy import EXIT_ENVIRONMENT, EXIT_FINISHED, EXIT_RESUME_ME, EXIT_USER_ERROR
@@ -88,16 +88,28 @@ def job_name(run: str, jobs: list[ClusterJob]) -> str:
     return f"{stem}{1 + max((int(number) for number in numbers if number.isdigit()), default=0)}"
 
 
-def connect(address: str, *, token_file: str | None = None, allow_open: bool = False) -> Jobs:
+def connect(
+    address: str,
+    *,
+    token_file: str | None = None,
+    allow_open: bool = False,
+    before_clear_token: Callable[[str], None] = lambda address: None,
+) -> Jobs:
     """The jobs of the head whose dashboard is at `address`, http(s)://host:port.
 
+    A head that asks for no token gets none. `before_clear_token` is called with the address before a token goes there
+    that can be read on the way; what it raises keeps the token here.
     Raises `UserError` for an address or a token file that cannot be, `OpenHead`, `HeadUnreachable`.
     """
     if re.fullmatch(r"https?://[^/@\s]+", address.rstrip("/")) is None:
         raise UserError(f"--address is {address!r}; it must look like http://127.0.0.1:8265, the head's dashboard")
     address = address.rstrip("/")
-    use_token_file(token_file)
-    check_dashboard(address, allow_open)
+    if check_dashboard(address, allow_open):
+        use_token_file(token_file)
+        if travels_in_clear(address):
+            before_clear_token(address)
+    else:
+        use_no_token()
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would outdo the address that was checked
         os.environ.pop(name, None)
     forget_cached_settings()

@@ -14,9 +14,16 @@ from launcher.errors import EnvironmentFailure, UserError
 ROOMS = ("cluster", "data_pipeline", "launcher", "modeling", "training")
 SECRETIVE = (
     ".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_ed25519*", ".netrc", ".pgpass", "*credential*",
-    "*secret*", "*token", "*token.txt", "*_token*", "auth_token*",
+    "*secret*", "*token", "*token.txt", "*_token*", "auth_token*", "*password*", "*passwd*", "*.p8", "*.ppk", "*.jks",
+    "*.keystore", "*.kdbx", "id_ecdsa*", "id_dsa*", ".npmrc", ".pypirc", ".s3cfg", ".boto", ".dockercfg", "rclone.conf",
+    "kubeconfig*", "*.kubeconfig", "*service-account*", "*service_account*", "*serviceaccount*", "key.json",
+    "*-key.json", "*_key.json", "keys.json",
 )  # fmt: skip
 """Names that files with secrets have. Those in the commit are known to all who have it; others are left out."""
+SECRETIVE_FOLDERS = frozenset((".aws", ".azure", ".docker", ".gnupg", ".kube", ".ssh", ".secrets", "secrets"))
+"""Likewise, of folders with all that is in them."""
+CODE = (*ROOMS, "tests")
+"""Where a `.py` file is code whatever its name."""
 
 NAMES_SHOWN = 5
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip knows: equal files make equal zips
@@ -93,8 +100,10 @@ def _git(root: Path, *words: str) -> list[str]:
 
 
 def _looks_secret(name: str) -> bool:
-    last = name.rpartition("/")[2].lower()
-    return not last.endswith(".py") and any(fnmatch.fnmatch(last, pattern) for pattern in SECRETIVE)
+    *folders, last = name.lower().split("/")
+    if last.endswith(".py") and folders and folders[0] in CODE:
+        return False
+    return bool(SECRETIVE_FOLDERS.intersection(folders)) or any(fnmatch.fnmatch(last, one) for one in SECRETIVE)
 
 
 def _is_ours(root: Path, name: str) -> bool:

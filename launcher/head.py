@@ -36,17 +36,23 @@ def add_head(parser: Parser) -> None:
 
 def jobs_of(arguments: argparse.Namespace) -> Jobs:
     """The jobs of the head that these options name. Raises ClusterError and UserError of the room `cluster`."""
-    from cluster.authentication import travels_in_clear
     from cluster.jobs import connect
 
-    jobs = connect(arguments.address, token_file=arguments.token_file, allow_open=arguments.allow_open_head)
-    if travels_in_clear(jobs.address):
-        print(
-            f"trestle: the token goes to {jobs.address} unencrypted; a tunnel would hide it: "
-            f"ssh -N -L 8265:127.0.0.1:8265 {host_of(jobs.address)}",
-            file=sys.stderr,
-        )
-    return jobs
+    return connect(
+        arguments.address,
+        token_file=arguments.token_file,
+        allow_open=arguments.allow_open_head,
+        before_clear_token=_warn,
+    )
+
+
+def _warn(address: str) -> None:
+    print(
+        f"trestle: the token goes to {address} unencrypted; a tunnel would hide it: "
+        f"ssh -N -L 8265:127.0.0.1:8265 {host_of(address)}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def host_of(address: str) -> str:

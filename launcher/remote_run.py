@@ -69,16 +69,22 @@ def check_not_begun(recipe: Recipe) -> None:
     """Refuse to start a run anew that has checkpoints behind its `checkpoint.remote`. Raises UserError,
     StorageUnreachable.
     """
+    location = begun_elsewhere(recipe)
+    if location is not None:
+        raise UserError(
+            f"{location} has checkpoints already: continue with `trestle resume {location}`, or give this run another "
+            "--run.name"
+        )
+
+
+def begun_elsewhere(recipe: Recipe) -> str | None:
+    """The URL of this run behind its `checkpoint.remote` if it has a checkpoint there. Raises StorageUnreachable."""
     if recipe.checkpoint.remote is None:
-        return
+        return None
     from training.checkpoint.remote import RemoteFolder
 
     remote = RemoteFolder(recipe.checkpoint.remote, recipe.run.name)
-    if remote.newest(set()) is not None:
-        raise UserError(
-            f"{remote.location} has checkpoints already: continue with `trestle resume {remote.location}`, or give "
-            "this run another --run.name"
-        )
+    return None if remote.newest(set()) is None else remote.location
 
 
 def open_checkpoint(url: str) -> tuple[RemoteFolder, str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +24,7 @@ from modeling.errors import ModelError
 from training.errors import RecipeError
 from training.metrics.events import PatientEventLog
 from training.metrics.ledger import goodput_in_words
+from training.output import speak_patiently
 from training.recipe import Recipe, check
 
 if TYPE_CHECKING:
@@ -68,6 +71,7 @@ def supervise(folder: RunFolder, job: Job) -> int:
     """Run the ranks of `job` in `folder` until they finish or give up; the exit code for the shell."""
     import cluster
 
+    speak_patiently()  # a terminal or a `tee` that goes away is no reason to end the ranks before they have saved
     log, begun = PatientEventLog(folder.events), time.monotonic()
 
     def on_event(event: Mapping[str, Any]) -> None:
@@ -91,6 +95,8 @@ def supervise(folder: RunFolder, job: Job) -> int:
             node_counts=node_counts(job),
             standby=True,
         )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: None)  # nothing is left to stop but the words that follow
     if outcome.exit_code == 0:
         print(closing_words(folder))
         if job.cluster.address is not None:

@@ -39,6 +39,7 @@ from training.output import speak_patiently
 from training.process import RESUME_ME, Heartbeat, RankEnvironment, StopRequest, start_process_group
 from training.recipe import RECIPE_FILE, Recipe, anchor_shards, check, load_recipe, to_yaml
 from training.saving import RunCheckpoints
+from training.shared_folder import check_shared, unseen
 from training.trainer import Parts, Trainer
 
 GROUP_TIMEOUT_SECONDS = 1800.0
@@ -70,12 +71,15 @@ def work(source: Path, overrides: list[str], environment: RankEnvironment) -> in
     """Train the recipe at `source` as the rank that `environment` says."""
     # The first beat comes with the first step: until then a supervisor allows for imports, loading and compilation.
     heartbeat = Heartbeat(environment.heartbeat)
+    if environment.world_size > 1 and not source.exists():
+        raise unseen(source, environment.rank)
     recipe = with_vocabulary(load_recipe(source, overrides))
     check(recipe, environment.world_size)
     folder = source if source.is_dir() else Path(recipe.run.directory) / recipe.run.name
     _write_recipe(folder, recipe, environment.rank)
     _make_deterministic(recipe)
     store = start_process_group(environment, GROUP_TIMEOUT_SECONDS)
+    check_shared(folder)
     finished = train_in_group(recipe, folder, environment, heartbeat, StopRequest(store, heartbeat))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing is left to stop; Python's own end would let it kill
     dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import threading
 from collections.abc import Iterator
@@ -38,11 +39,13 @@ def join(address: str, tmp_path: Path) -> None:
 
 
 @contextmanager
-def answering(status: int) -> Iterator[str]:
-    """A web server that is no dashboard; its address."""
+def answering(status: int, shown: list[str | None] | None = None) -> Iterator[str]:
+    """A web server that is no dashboard; its address. `shown` gets the token of each request, or None."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if shown is not None:
+                shown.append(self.headers.get("Authorization"))
             self.send_response(status)
             self.send_header("Location", "/login")
             self.end_headers()
@@ -98,4 +101,44 @@ def test_token_file_must_be_its_owners_alone(tmp_path: Path) -> None:
 
 def test_only_loopback_and_https_hide_the_token() -> None:
     assert travels_in_clear("http://head:8265") and travels_in_clear("http://10.0.0.1:8265")
+    for named_like_loopback in ("127.evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "[2001::1]"):
+        assert travels_in_clear(f"http://{named_like_loopback}:8265")
     assert not travels_in_clear("https://head") and not travels_in_clear("http://127.0.0.1:8265")
+    assert not travels_in_clear("http://[::1]:8265") and not travels_in_clear("http://localhost:8265")
+
+
+class _Withheld(Exception):
+    pass
+
+
+def test_the_word_about_an_unencrypted_token_comes_before_the_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "before")  # and thus put back afterwards
+        monkeypatch.delenv(name)
+    token = tmp_path / "token"
+    token.write_text("0" * 64)
+    token.chmod(0o600)
+    shown: list[str | None] = []
+    told: list[str] = []
+
+    def withhold(where: str) -> None:
+        told.append(where)
+        raise _Withheld
+
+    with answering(401, shown) as address:
+        address = address.replace("127.0.0.1", "127.1")  # the same place, but no name that we know to be loopback
+        with pytest.raises(_Withheld):
+            connect(address, token_file=str(token), before_clear_token=withhold)
+    assert told == [address] and shown == [None]
+
+
+def test_a_head_that_asks_for_no_token_gets_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    shown: list[str | None] = []
+    with answering(200, shown) as address, contextlib.suppress(HeadUnreachable):  # it is no dashboard
+        connect(address, allow_open=True)
+    assert len(shown) > 1 and set(shown) == {None}

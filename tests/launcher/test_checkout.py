@@ -47,14 +47,20 @@ def test_uncommitted_files_go_too_and_are_named_but_no_secrets_nor_ignored_ones(
     (root / "gone.py").unlink()
     (root / "runs").mkdir()
     (root / "runs" / "big").write_text("x")
-    for name in (".env", "launcher/aws-credentials.json", "id_ed25519", "my_token.txt"):
+    secrets = (
+        *(".env", ".kube/config", ".npmrc", ".pypirc", "id_ed25519", "key.json", "kubeconfig"),
+        *("launcher/aws-credentials.json", "my_token.txt", "passwords.txt", "secrets.py", "service-account.json"),
+    )
+    for name in secrets:
+        (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text("secret")
+    (root / "launcher" / "tokens_of_text.py").write_text("code")
     (tmp_path / "outside").write_text("secret")
     (root / "link").symlink_to(tmp_path / "outside")
     found = read_checkout(root)
-    assert found.changed == ("a.py", "gone.py", "launcher/new file.py", "link")
-    assert "with uncommitted changes in 4 files: a.py, gone.py, launcher/new file.py, link" in found.describe()
-    assert found.left_out == (".env", "id_ed25519", "launcher/aws-credentials.json", "my_token.txt")
+    assert found.changed == ("a.py", "gone.py", "launcher/new file.py", "launcher/tokens_of_text.py", "link")
+    assert "with uncommitted changes in 5 files: a.py, gone.py, launcher/new file.py, " in found.describe()
+    assert found.left_out == secrets
     package = tmp_path / "package.zip"
     found.pack(package, {".trestle-job/recipe.yaml": "run: {}"})
     with zipfile.ZipFile(package) as archive:
@@ -65,6 +71,7 @@ def test_uncommitted_files_go_too_and_are_named_but_no_secrets_nor_ignored_ones(
         "a.py": "changed",
         "launcher/b.py": "b",
         "launcher/new file.py": "new",
+        "launcher/tokens_of_text.py": "code",
         "s.pem": "k",
     }
     again = tmp_path / "again.zip"

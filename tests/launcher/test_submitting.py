@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -57,7 +58,7 @@ class Place:
             capture_output=True,
             text=True,
             check=False,
-            timeout=PATIENCE,
+            timeout=PATIENCE + 60,
         )
 
     def submit(self, *words: str, **more: str) -> Done:
@@ -74,7 +75,8 @@ class Place:
         found = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and b"training.worker\0" + str(self.run.path).encode() in _read(entry / "cmdline"):
-                found[int(entry.name)] = Path(os.readlink(entry / "cwd"))
+                with contextlib.suppress(OSError):  # it has just ended
+                    found[int(entry.name)] = Path(os.readlink(entry / "cwd"))
         return found
 
 
