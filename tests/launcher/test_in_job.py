@@ -75,6 +75,7 @@ def submitted(here: Path) -> RunFolder:
 def test_submitted_again_after_its_folder_was_lost_it_goes_on_from_the_remote_alone(
     submitted: RunFolder, here: Path
 ) -> None:
+    (here / "store").mkdir()
     remote = f"--checkpoint.remote={here / 'store'}"
     make_ready(submitted, load_job(RECIPE, [remote]))
     submitted.events.write_text('{"event": "started", "time": "2026-01-01T00:00:00.000+00:00"}\n')
