@@ -20,7 +20,7 @@ batch: {{global_batch_size: 8, micro_batch_size: 2}}
 optimizer: {{lr: 1.0e-2, warmup: 4}}
 training: {{steps: {STEPS}, log_every: 1, precision: bf16}}
 checkpoint: {{every: 4, keep: 6}}
-cluster: {{ranks_per_node: 2, start_seconds: 90, heartbeat_seconds: 90, grace_seconds: 60}}
+cluster: {{ranks_per_node: 2, start_seconds: 240, heartbeat_seconds: 120, grace_seconds: 60}}
 prepare:
   output: shards
   sequence_length: 32

@@ -108,7 +108,7 @@ class Program:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running at its deadline:\n{self.output[-4000:]}") from None
         assert self.process.returncode == exit_code, f"exit code {self.process.returncode}:\n{self.output[-6000:]}"
-        grace = time.monotonic() + 5.0  # what is being reaped just now
+        grace = time.monotonic() + 20.0  # what is being reaped just now
         while (left := self._left_behind()) and time.monotonic() < grace:
             time.sleep(0.02)
         assert not left, f"left behind: {left}"
@@ -140,7 +140,7 @@ class Program:
 
 @contextmanager
 def started(
-    command: Sequence[str], where: Path, run: Path, *, deadline: float = 120.0, more: dict[str, str] | None = None
+    command: Sequence[str], where: Path, run: Path, *, deadline: float = 240.0, more: dict[str, str] | None = None
 ) -> Iterator[Program]:
     """Start `command` in the folder `where`; whatever is left of it at the end of the block is killed."""
     program = Program(command, where, run, deadline, more or {})

@@ -36,11 +36,11 @@ from training.checkpoint import candidates
 NODES = ("127.0.0.3", "127.0.0.4")
 GAP = 24
 """Steps between faults, on average: six checkpoints."""
-PATIENCE = 12.0
+PATIENCE = 30.0
 """Seconds until a rank that makes no progress counts as hung."""
 DELAY = 2.0
 """Seconds that a rank is held up without being hung."""
-SECONDS_PER_FAULT = 90.0
+SECONDS_PER_FAULT = 120.0
 """Longer than any recovery takes on a busy machine: what the deadline of a run is made of."""
 ENOUGH_FOR_LOGS_ONLY = 200_000
 """Bytes that a file of a rank with a full disk may have: below its part of a checkpoint, above its log."""

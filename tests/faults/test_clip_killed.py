@@ -35,7 +35,7 @@ def undisturbed(workplace: Path) -> RunFiles:
     return RunFiles(folder)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_killed_rank_leaves_no_trace_in_losses_and_weights(workplace: Path, undisturbed: RunFiles) -> None:
     command = [*TRESTLE, "train", "recipe.yaml", "--run.directory=runs", "--cluster.ranks_per_node=2", *SETTINGS]
     with started(command, workplace, workplace / "runs" / "test", deadline=150) as disturbed:

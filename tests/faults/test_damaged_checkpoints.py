@@ -42,7 +42,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
 ]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_damaged_checkpoints_are_set_aside_one_by_one_and_the_last_whole_one_is_used(
     workplace: Path, undisturbed: RunFiles
 ) -> None:

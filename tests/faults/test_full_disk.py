@@ -38,13 +38,13 @@ def free_disk(pid: int) -> None:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(900)
 def test_full_disk_costs_checkpoints_but_not_the_training_and_is_told_in_one_line_each(
     workplace: Path, undisturbed: RunFiles
 ) -> None:
     folder = workplace / "runs" / "full"
     command = [*TRESTLE, "train", "recipe.yaml", "--run.name", "full", "--cluster.max_restarts", "0"]
-    with started(command, workplace, folder, deadline=200) as run:
+    with started(command, workplace, folder, deadline=240) as run:
         ranks = run.wait_for_ranks(2)
         fill_disk(ranks[1])
         run.wait_for_event("checkpoint_failed")
@@ -79,7 +79,7 @@ def test_full_disk_costs_checkpoints_but_not_the_training_and_is_told_in_one_lin
     assert_same_run(run.files, undisturbed)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(900)
 def test_disk_that_takes_neither_figures_nor_events_nor_the_log_costs_nothing_once_it_has_room(
     workplace: Path, undisturbed_alone: RunFiles, tmp_path: Path
 ) -> None:

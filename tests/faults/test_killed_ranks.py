@@ -53,7 +53,7 @@ def kill_while_writing(run: Program, pid: int) -> None:
         os.kill(pid, signal.SIGCONT)  # it was just completed: wait for the next
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(900)
 def test_killed_and_hanging_ranks_leave_no_trace_in_losses_and_weights(
     disturbed: RunFiles, undisturbed: RunFiles
 ) -> None:

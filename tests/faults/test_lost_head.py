@@ -11,12 +11,18 @@ from tests.faults.machines import machines
 from tests.faults.running import TRESTLE, started
 
 NODES = ("127.0.0.3", "127.0.0.4")
-PATIENCE = 3.0
+PATIENCE = 20.0
+"""Seconds, also for the agents to start the ranks in."""
+RAYS_OWN = "600"
+"""Seconds that Ray's nodes outlive their head, 60 by default: so many that only Trestle can end the run in time."""
 LONG = "100000"  # steps: the run does not end by itself
 
 
-@pytest.mark.timeout(800)
-def test_run_whose_head_died_saves_ends_and_is_resumed_without_it(workplace: Path) -> None:
+@pytest.mark.timeout(900)
+def test_run_whose_head_died_saves_ends_and_is_resumed_without_it(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", RAYS_OWN)
     folder = workplace / "runs" / "headless"
     with machines(NODES) as ray:
         place = ["--cluster.nodes=2", "--cluster.ranks_per_node=1", f"--cluster.node_address={NODES[0]}"]
@@ -30,7 +36,7 @@ def test_run_whose_head_died_saves_ends_and_is_resumed_without_it(workplace: Pat
             ray.kill_head()
             died_at = time.monotonic()
             output = run.end(1)
-            assert time.monotonic() - died_at < 150, "it must not wait for what Ray waits for"
+            assert time.monotonic() - died_at < 250, "it must not wait for what Ray waits for"
     said = [line for line in output.splitlines() if line.startswith("trestle: gave up")]
     assert len(said) == 1 and f"the Ray head at {address} is gone; the ranks have saved; resume" in said[0]
     saved = run.files.newest().step

@@ -48,14 +48,14 @@ def test_tags_build_nothing(command: str, kind: str, tmp_path: Path, capsys: pyt
             refused(capsys, "train", "good.yaml", override, "--dry-run")
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("where", ["data:\n  mix: *l11", "run:\n  name: *l11", "model: *l11", "nonsense: *l11"])
 def test_aliases_of_aliases_are_refused_at_once(where: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("bomb.yaml").write_text(f"prepare:\n{LAUGHS}\n{where}\n")
     refused(capsys, "train", "bomb.yaml")
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_bottomless_recipe_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("deep.yaml").write_text("data: {mix: " + "[" * 20_000 + "]" * 20_000 + "}\n")
     refused(capsys, "train", "deep.yaml")

@@ -68,7 +68,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(900)
 def test_hostile_tar_as_a_source_gives_its_texts_and_nothing_else(work: Path, tmp_path: Path) -> None:
     with untouched(tmp_path / "outside"):
         hostile_tar(work / "tars" / "a.tar", tmp_path / "outside")

@@ -14,14 +14,14 @@ from tests.faults.schedule import DROP_STORAGE, FILL_DISK, HARMLESS, KINDS
 SEED = 3
 
 
-@pytest.mark.timeout(1300)
+@pytest.mark.timeout(1700)
 def test_run_over_two_nodes_survives_a_fault_of_every_kind_bit_for_bit(workplace: Path, tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     for name in ("recipe.yaml", "shards"):
         (tmp_path / name).symlink_to(workplace / name)
     command = [sys.executable, "-m", "tests.faults.soak", f"--seed={SEED}", f"--faults={len(KINDS)}"]
     command += [f"--where={tmp_path}", f"--result={result}"]
-    with started(command, tmp_path, tmp_path / "runs" / "soak", deadline=1250) as soaking:
+    with started(command, tmp_path, tmp_path / "runs" / "soak", deadline=1600) as soaking:
         said = soaking.end(0)
     found = json.loads(result.read_text())
     assert found["same"] and "equal to the bit" in said

@@ -19,7 +19,8 @@ from tests.faults.running import TRESTLE, started
 def disturbed(workplace: Path) -> RunFiles:
     """One run under Ray in which ranks are killed twice and the standby once."""
     command = [*TRESTLE, "train", "recipe.yaml", "--run.name", "standby", "--cluster.standby", "true"]
-    with started(command, workplace, workplace / "runs" / "standby", deadline=240) as run:
+    command += ["--cluster.heartbeat_seconds", "600"]  # the ranks stand still until a nicer process has imported
+    with started(command, workplace, workplace / "runs" / "standby", deadline=600) as run:
         run.wait_for_step(10)
         ranks = run.wait_for_ranks(2)
         for pid in ranks.values():
@@ -37,7 +38,7 @@ def disturbed(workplace: Path) -> RunFiles:
     return run.files
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_ranks_forked_from_a_standby_train_as_any_others(disturbed: RunFiles, undisturbed: RunFiles) -> None:
     assert_same_run(disturbed, undisturbed)
     assert disturbed.events("finished")[0]["step"] == STEPS

@@ -15,7 +15,7 @@ from tests.faults.running import TORCHRUN, TRESTLE, WORKER, started
 RESUME_ME = 75
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_run_stopped_by_sigterm_and_then_by_ctrl_c_is_resumed_as_if_never_stopped(
     workplace: Path, undisturbed: RunFiles
 ) -> None:
@@ -49,7 +49,7 @@ def saved_after_the_last_step(files: RunFiles, at_least: int) -> int:
     return step
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(900)
 def test_one_rank_without_a_supervisor_stops_saves_and_continues(workplace: Path, undisturbed_alone: RunFiles) -> None:
     folder = workplace / "runs" / "alone"
     command = [*WORKER, "recipe.yaml", "--run.name", "alone"]
@@ -63,7 +63,7 @@ def test_one_rank_without_a_supervisor_stops_saves_and_continues(workplace: Path
     assert_same_run(run.files, undisturbed_alone)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(900)
 def test_torchrun_trains_the_very_same_run_as_trestle_train(workplace: Path, undisturbed: RunFiles) -> None:
     folder = workplace / "runs" / "torchrun"
     ranks = ["--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]

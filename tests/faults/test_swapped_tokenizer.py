@@ -32,7 +32,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return said.err
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(900)
 def test_swapped_tokenizer_is_refused_by_every_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = here / "runs" / "done" / "tokenizer.model"
     shutil.copy(here / "other.model", own)
@@ -45,7 +45,7 @@ def test_swapped_tokenizer_is_refused_by_every_command(here: Path, capsys: pytes
     assert not (here / "out").exists()
 
 
-@pytest.mark.timeout(100)
+@pytest.mark.timeout(900)
 def test_tokenizer_that_is_not_the_shards_own_is_refused_before_a_run_begins(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

