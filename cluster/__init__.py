@@ -17,6 +17,7 @@ Start with `supervisor.run`, which the launcher calls; then, from the outside in
 - `authentication`  the token that we show, and the refusal of heads that let everybody in
 - `jobs`         submitting the launcher itself to a cluster: Ray Jobs
 - `leaving`      when ranks save and leave early: a stop, more nodes, nodes that go away, a lost head
+- `awake`        a clock that stands while this process does
 - `head`         whether Ray's head is alive, and which nodes it is to take away
 - `local`        the private Ray: loopback, token, no traces; all of Ray's internals that we touch
 - `placement`    one bundle and one agent a node, reserved together, in order of address

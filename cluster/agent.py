@@ -63,6 +63,7 @@ class Agent:
             try:
                 self._group.start()
             except OSError as error:
+                self._group = None  # it has none to stop or to tell of
                 raise LaunchError(f"node {launch.node} could not start its ranks: {error}") from error
             return self._group.warm
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from cluster.awake import AwakeClock
 from cluster.diagnosis import RankState, highest_step
 from cluster.errors import ClusterError
 from cluster.evidence import Evidence
@@ -16,6 +17,10 @@ from cluster.processes import Launch, Report
 
 REPORT_SECONDS = 1.0
 """How long an agent holds back a report when there is no news: the rate of traffic from an undisturbed node."""
+
+
+LONGEST_POLL = 5.0
+"""Of a longer time between two polls only so much counts as waiting for agents: the supervisor was paused, or busy."""
 
 
 REPORT_SHARE = 0.8
@@ -30,11 +35,20 @@ class AgentLost(Exception):
         self.place = place
 
 
+class Refused(Exception):
+    """An agent could not do what it was asked for, and is well otherwise."""
+
+    def __init__(self, place: Place, error: ClusterError) -> None:
+        super().__init__(str(error))
+        self.place = place
+        self.error = error
+
+
 class Attempt:
     """Starts ranks, keeps the newest state of each, hands rank 0's lines to `on_output`.
 
     Each agent is asked for a report that it answers when there is news; the answers are taken as they come, so that the
-    cost for the supervisor is one message per node and second. Every method may raise `AgentLost`.
+    cost for the supervisor is one message per node and second. Every method may raise `AgentLost` and `Refused`.
     """
 
     def __init__(self, places: Sequence[Place], agent_seconds: float, on_output: Callable[[str], None]) -> None:
@@ -43,7 +57,8 @@ class Attempt:
         self._on_output = on_output
         self._reports: dict[int, Report] = {}
         self._notes: list[tuple[Place, str]] = []
-        self._pending: dict[Any, tuple[Place, float]] = {}  # the report asked for → whose, and since when
+        self._clock = AwakeClock(LONGEST_POLL)
+        self._pending: dict[Any, tuple[Place, float]] = {}  # the report asked for → whose, and since when, by the clock
 
     def choose_master(self) -> tuple[str, int]:
         """Address and a free port on node 0, for the ranks to meet."""
@@ -52,7 +67,7 @@ class Attempt:
         return first.address, port
 
     def start(self, launches: Sequence[Launch]) -> int:
-        """Start all ranks; returns how many came from a standby. Raises `LaunchError`, `CommandNotFound`."""
+        """Start all ranks; returns how many came from a standby. Raises `Refused` when all nodes have answered."""
         asked = {place: place.agent.start.remote(launch) for place, launch in zip(self._places, launches, strict=True)}
         warm = self._answers(asked, self._agent_seconds)
         self._ask_for_reports(self._places)
@@ -74,8 +89,9 @@ class Attempt:
             self._take(place, report)
             if not report.done:
                 self._ask_for_reports([place])
+        now = self._clock.look()
         for place, since in self._pending.values():
-            if time.monotonic() - since > REPORT_SECONDS + self._agent_seconds:
+            if now - since > REPORT_SECONDS + self._agent_seconds:
                 raise self._lost(place, f"has not answered for {self._agent_seconds:g} s")
 
     def refresh(self) -> None:
@@ -164,7 +180,7 @@ class Attempt:
 
     def _ask_for_reports(self, places: Sequence[Place]) -> None:
         for place in places:
-            self._pending[place.agent.report.remote(REPORT_SECONDS)] = (place, time.monotonic())
+            self._pending[place.agent.report.remote(REPORT_SECONDS)] = (place, self._clock.look())
 
     def _answers(self, asked: Mapping[Place, Any], seconds: float) -> dict[Place, Any]:
         import ray
@@ -172,6 +188,7 @@ class Attempt:
 
         deadline = time.monotonic() + seconds
         answers = {}
+        refused: Refused | None = None
         for place, reference in asked.items():
             try:
                 answers[place] = ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
@@ -179,10 +196,13 @@ class Attempt:
                 raise self._lost(place, f"has not answered for {seconds:g} s") from error
             except RayTaskError as error:  # the agent itself raised
                 if isinstance(error.cause, ClusterError):
-                    raise error.cause from None
+                    refused = refused or Refused(place, error.cause)
+                    continue
                 raise self._lost(place, f"failed: {_last_line(error)}") from error
             except RayError as error:
                 raise self._lost(place, "died") from error
+        if refused is not None:  # only now, since others that were still starting ranks could not be stopped yet
+            raise refused
         return answers
 
     def _lost(self, place: Place, what: str) -> AgentLost:

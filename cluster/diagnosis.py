@@ -48,8 +48,8 @@ class Failure:
     @property
     def kind(self) -> Kind:
         """What the policy wants to know of it."""
-        if self.rank is None:
-            return Kind.LOST
+        if self.rank is None:  # the exit code is then that of an agent's refusal to start ranks
+            return Kind.LOST if self.exit_code is None else Kind.EXIT
         if self.exit_code == EXIT_USER_ERROR:
             return Kind.USER_ERROR
         return Kind.HANG if self.exit_code is None and self.signal is None else Kind.EXIT
@@ -91,14 +91,14 @@ def culprit_of_hang(states: Sequence[RankState], evidence: Mapping[int, Evidence
     silent = [state for state in states if state.stale]
     running = [state for state in states if state.exit_code is None]
     stopped = [state for state in running if state.stopped]
-    suspects = stopped or silent
+    suspects = stopped or silent or running or states
     first = min(suspects, key=lambda s: (-1 if s.step is None else s.step, -s.silent_seconds, s.rank))
     said = evidence or {}
     pointer = None if stopped else pointed_at(said, {state.rank: state.step for state in running})
     if pointer is not None:
         first = next(state for state in running if state.rank == pointer.rank)
-    names = ranks_in_words(sorted(state.rank for state in silent))
-    longest = max(state.silent_seconds for state in silent)
+    names = ranks_in_words(sorted(state.rank for state in silent or suspects))
+    longest = max(state.silent_seconds for state in silent or suspects)
     at = "before its first heartbeat" if first.step is None else f"at step {first.step}"
     silence = f"no progress for {longest:.1f} s ({names})"
     if stopped:

@@ -14,11 +14,14 @@ SECONDS = 5.0
 """How long a report may take, and so how much later than without one a run that hangs is started again, at most."""
 
 
-def hang_report(attempt: Attempt, number: int, log_directory: Path) -> tuple[Failure, dict[str, object]]:
+def hang_report(attempt: Attempt, number: int, log_directory: Path) -> tuple[Failure, dict[str, object]] | None:
     """The failure, and the details of the event `hang_report`: "path" of the report's folder, "rank", "node", "reason",
-    "step", "answered" (ranks with stacks); "problem" where the report could not be written. May raise `AgentLost`.
+    "step", "answered" (ranks with stacks); "problem" where the report could not be written. None when no rank hangs:
+    one has got on, or ended, since it was last heard of. May raise `AgentLost`.
     """
     attempt.refresh()
+    if not attempt.hung:
+        return None
     states = attempt.states
     evidence = attempt.evidence(SECONDS)
     failure = culprit_of_hang(states, evidence)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
+from cluster.awake import AwakeClock
 from cluster.local import draining_nodes
 
 ASK_SECONDS = 1.0
@@ -20,10 +21,13 @@ class Head:
     after which Ray ends the calling process.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, now: Callable[[], float] = time.monotonic) -> None:
         host, _, port = address.rpartition(":")
         self._address = (host.strip("[]"), int(port))
-        self._alive_at = time.monotonic()
+        self._clock = AwakeClock(ASK_SECONDS + CONNECT_SECONDS, now)
+        self._alive_at = 0.0
+        self.silent_seconds = 0.0
+        """How long every try to connect there has failed. Time in which nobody tried counts for nothing."""
         self._closed = threading.Event()
         self.draining: frozenset[str] = frozenset()
         """Ray's names of the nodes that are to go away."""
@@ -38,20 +42,19 @@ class Head:
     ) -> None:
         self._closed.set()
 
-    @property
-    def silent_seconds(self) -> float:
-        """How long nothing has accepted a connection there."""
-        return time.monotonic() - self._alive_at
-
     def _every_second(self, what: Callable[[], None]) -> None:
         while not self._closed.wait(ASK_SECONDS):
             what()
 
     def _greet(self) -> None:
-        with suppress(OSError), socket.create_connection(self._address, CONNECT_SECONDS):
-            self._alive_at = time.monotonic()
+        try:
+            socket.create_connection(self._address, CONNECT_SECONDS).close()
+        except OSError:
+            self.silent_seconds = self._clock.look() - self._alive_at
+        else:
+            self._alive_at, self.silent_seconds = self._clock.look(), 0.0
 
     def _ask(self) -> None:
-        if self.silent_seconds < 2 * ASK_SECONDS:
+        if self.silent_seconds == 0.0:
             with suppress(Exception):  # whatever Ray raises about a head that is going: `silent_seconds` will tell
                 self.draining = frozenset(draining_nodes())

@@ -43,6 +43,7 @@ class Leaving:
 
     def look(self, attempt: Attempt, verdict: Verdict) -> bool:
         """Whether the ranks are to leave, or have begun to. Called until it is so. May raise `AgentLost`."""
+        self._roster.pool.draining = self._head.draining
         self.why = self._reason(attempt, verdict)
         return self.why is not None
 
@@ -55,11 +56,15 @@ class Leaving:
     def goes_on(self) -> bool:
         """Whether ranks that have saved and left are to be started again, without the nodes that go away.
 
-        Ranks that were asked to stop on every node: that is meant for the run, and so is what nobody can tell of.
+        Ranks that were asked to stop on every node: that is meant for the run, and so is what nobody can tell of. When
+        all nodes are drained, it depends on whether there is another.
         """
+        all_go = self.going >= {place.address for place in self._roster.used}
         if self.why is Leave.OWN:
-            return bool(self.going) and not self.going >= {place.address for place in self._roster.used}
-        return self.why in (Leave.GROW, Leave.DRAIN)
+            return bool(self.going) and not all_go
+        if self.why is Leave.DRAIN:
+            return not all_go or self._roster.pool.has_spare(self._roster.used)
+        return self.why is Leave.GROW
 
     def _reason(self, attempt: Attempt, verdict: Verdict) -> Leave | None:
         if self._stop.received is not None:

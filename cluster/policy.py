@@ -70,7 +70,8 @@ class Decision:
 class FailurePolicy:
     """What to do after a failure: what failed, how often, on which node, and with what progress in between.
 
-    - A refused input is not tried again.
+    - A refused input is not tried again, unless an earlier attempt has got on with it and this one has not: then
+      something is missing on the node that refuses (a mount, the shards), which has failed like any other.
     - An attempt on more nodes than the one before that fails before its first step goes back to the former number;
       the nodes that came are to blame, so that it costs none of the restarts.
     - Else start again, up to `max_restarts` times in a row without progress. Progress is a higher step than any attempt
@@ -109,7 +110,7 @@ class FailurePolicy:
         other; `grown`: the attempt was the first on more nodes than before.
         """
         self.reached(step)
-        if kind is Kind.USER_ERROR:
+        if kind is Kind.USER_ERROR and (step is not None or self.best_step < 0):
             return Decision(Action.GIVE_UP)
         if grown and step is None:
             return Decision(Action.SHRINK)

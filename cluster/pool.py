@@ -40,6 +40,8 @@ class Pool:
         # By Ray's names of nodes, so that one that comes back mended is another.
         self._avoided: set[str] = set()
         self._leaving: dict[str, float] = {}  # until when (monotonic)
+        self.draining: Collection[str] = ()
+        """Ray's names of the nodes that it is to take away, as last heard."""
 
     def open(self, sizes: Sizes) -> None:
         """Reserve all nodes at once, or, where the recipe says a number, as many as there are after the wait.
@@ -90,7 +92,9 @@ class Pool:
         self._avoided |= {place.node_id for place in self._places if place.address == address}
 
     def leave(self, addresses: Collection[str]) -> None:
-        """Those nodes are about to go away: do without them, unless they are still there after `LEAVING_SECONDS`."""
+        """Those nodes are about to go away: do without them, unless they are still there after `LEAVING_SECONDS`
+        and Ray is not to take them away.
+        """
         until = time.monotonic() + LEAVING_SECONDS
         self._leaving |= {place.node_id: until for place in self._places if place.address in addresses}
 
@@ -143,7 +147,7 @@ class Pool:
 
     def _shunned(self) -> set[str]:
         now = time.monotonic()
-        return self._avoided | {node for node, until in self._leaving.items() if now < until}
+        return self._avoided | {n for n, until in self._leaving.items() if now < until or n in self.draining}
 
     def _settled(self, vacancy: _Vacancy) -> bool:
         """Whether it is known what has become of a vacancy; its agent is asked for where it is missing."""

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cluster.attempt import AgentLost, Attempt
+from cluster.attempt import AgentLost, Attempt, Refused
 from cluster.config import ClusterConfig
 from cluster.diagnosis import Failure, culprit_of_exit
 from cluster.hang import hang_report
@@ -74,7 +74,8 @@ def run(
       CUDA_VISIBLE_DEVICES  the GPUs reserved on its node, for LOCAL_RANK to choose from; empty where none are
       OMP_NUM_THREADS    its share of the node's cores, unless set here or in `environment`
       TRESTLE_NODE       the node's address
-    and exits with 0, 2 (user mistake: not restarted) or 75 (saved after SIGTERM); anything else is a failure.
+    and exits with 0, 2 (user mistake: not restarted, except that a rank which refuses before its first step what others
+    have worked with is a failure of its node) or 75 (saved after SIGTERM); anything else is a failure.
     Its output goes to `log_directory`/rank-00000.log on its node; rank 0's lines go to `on_output` too.
 
     When a rank has not beaten for too long, every rank is asked where it is, and the answers lie in `log_directory`/
@@ -156,6 +157,7 @@ class _Supervisor:
         head: Head,
     ) -> None:
         self.attempts = 0
+        self._begun = False  # some attempt has had all of its ranks started
         self._head_address = session.address
         self._standby = config.standby if standby else False
         self._command = command
@@ -186,6 +188,13 @@ class _Supervisor:
                     detected = time.monotonic()
                     end = Failure(str(lost), lost.place.address, step=attempt.highest_step)
                     self._clear_away(attempt, lost.place)
+                except Refused as refused:
+                    if not self._begun:
+                        raise refused.error from None
+                    # Nodes have started these ranks before: something is missing on this one.
+                    detected, error = time.monotonic(), refused.error
+                    end = Failure(str(error), refused.place.address, exit_code=error.exit_code)
+                    self._clear_away(attempt, None)
                 outcome = self._conclude(attempt, end, time.monotonic() - detected)
                 if outcome is not None:
                     return outcome
@@ -223,6 +232,7 @@ class _Supervisor:
             standby=self._standby,
         )
         warm = attempt.start([replace(common, node=at.address, node_rank=at.node_rank) for at in places])
+        self._begun = True
         if self._standby is not False:
             in_use = {at.node_id for at in places}
             for spare in self._roster.pool.places:
@@ -265,16 +275,19 @@ class _Supervisor:
                     # Ranks that go of their own leave together, and a signal could hit one on its way out.
                     ask_at = leave_by - (0.5 if self._leaving.why is Leave.OWN else 1.0) * self._config.grace_seconds
                 elif attempt.hung:
-                    failure, report = hang_report(attempt, self.attempts - 1, self._log_directory)
-                    self._tell("hang_report", **report)
-                    return failure
+                    found = hang_report(attempt, self.attempts - 1, self._log_directory)
+                    if found is not None:
+                        failure, report = found
+                        self._tell("hang_report", **report)
+                        return failure
             elif ask_at is not None and time.monotonic() >= ask_at:
                 ask_at = None
                 attempt.signal(signal.SIGTERM)
             elif time.monotonic() > leave_by:
-                late = next(state for state in attempt.states if state.exit_code is None)
-                reason = f"rank {late.rank} had not saved {self._config.grace_seconds:g} s after SIGTERM"
-                return Failure(reason, late.node, late.rank, step=late.step)
+                late = next((state for state in attempt.states if state.exit_code is None), None)
+                if late is not None:  # else all have ended, of which the rest is yet to be heard, or none has reported
+                    reason = f"rank {late.rank} had not saved {self._config.grace_seconds:g} s after SIGTERM"
+                    return Failure(reason, late.node, late.rank, step=late.step)
 
     def _settle(self, attempt: Attempt, end: Verdict | Failure) -> Verdict | Failure:
         """Clear away what a failed attempt has left running."""
@@ -286,13 +299,14 @@ class _Supervisor:
         return end
 
     def _clear_away(self, attempt: Attempt, lost: Place | None) -> None:
-        """The same after a node was lost; the others may follow it."""
-        while lost is not None:
-            self._roster.pool.lose(lost)
-            attempt.forget(lost)
+        """The same where a node was lost or refused to start ranks; others may be lost meanwhile."""
+        while True:
+            if lost is not None:
+                self._roster.pool.lose(lost)
+                attempt.forget(lost)
             try:
                 attempt.stop(self._config.teardown_seconds)
-                lost = None
+                return
             except AgentLost as another:
                 lost = another.place
 
@@ -337,10 +351,11 @@ class _Supervisor:
         )
         details = {name: value for name, value in asdict(failure).items() if value is not None}
         self._tell("failed", **details, decision=decision.action.value, teardown_seconds=round(teardown, 3))
-        if failure.exit_code == EXIT_USER_ERROR:
+        given_up = decision.action is Action.GIVE_UP
+        if given_up and failure.exit_code == EXIT_USER_ERROR and failure.rank is not None:
             reason = f"{failure.reason} (a mistake in its input); {self._see(failure)}"
             return Outcome(EXIT_USER_ERROR, self.attempts, reason)
-        if decision.action is Action.GIVE_UP:
+        if given_up:
             restarts = f"{used} restart{'' if used == 1 else 's'}"
             return self._give_up(f"{failure.reason}, after {restarts} without progress; {self._see(failure)}")
         roster.failed(decision)

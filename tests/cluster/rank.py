@@ -44,6 +44,8 @@ def behave(behaviour: str) -> None:
     """Do what the test asked for; returning means exit code 0."""
     if behaviour == "fail-when-first-grown" and ATTEMPT == 2:
         sys.exit(3)
+    if behaviour == "refuse-after-success" and ATTEMPT == 2:
+        sys.exit(2)
     beat(0)
     if behaviour in ("tell", "tell-and-wait"):
         told = {name: os.environ.get(name) for name in NAMES}
@@ -100,6 +102,9 @@ def behave(behaviour: str) -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
         if ATTEMPT == 0:
             wait_for_ever()
+    elif behaviour == "refuse-after-success":
+        if ATTEMPT == 0:
+            sys.exit(3)
     elif behaviour == "fail-twice":
         if ATTEMPT < 2:
             sys.exit(3)

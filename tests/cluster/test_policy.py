@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.diagnosis import RankState, culprit_of_exit, culprit_of_hang
+from cluster.diagnosis import Failure, RankState, culprit_of_exit, culprit_of_hang
 from cluster.evidence import Evidence
 from cluster.policy import Action, Decision, FailurePolicy, Kind, Verdict, judge
 
@@ -57,6 +57,20 @@ def test_failures_before_the_first_step_are_no_progress() -> None:
     assert [decide(policy, None), decide(policy, None)] == [RESTART, GIVE_UP]
 
 
+def test_a_refusal_of_what_has_worked_before_is_a_failure_of_the_node_that_refuses() -> None:
+    policy = FailurePolicy(max_restarts=2, best_step=9)
+    refusal: dict[str, Any] = {"kind": Kind.USER_ERROR, "node": "a"}
+    assert decide(policy, None, grown=True, **refusal) is SHRINK
+    assert decide(policy, None, **refusal) is RESTART
+    assert policy.decide(Kind.USER_ERROR, "a", None, spare=True, smaller=True) == Decision(ELSEWHERE, avoid="a")
+    assert decide(policy, None, **refusal) is GIVE_UP
+
+
+def test_a_refusal_with_steps_behind_it_or_before_any_is_not_tried_again() -> None:
+    assert decide(FailurePolicy(max_restarts=2), None, kind=Kind.USER_ERROR) is GIVE_UP
+    assert decide(FailurePolicy(max_restarts=2, best_step=9), 8, kind=Kind.USER_ERROR, grown=True) is GIVE_UP
+
+
 def test_no_restarts_allowed_means_none_even_with_progress() -> None:
     assert decide(FailurePolicy(max_restarts=0), 100) is GIVE_UP
 
@@ -102,12 +116,13 @@ def test_whatever_happens_the_policy_keeps_its_word(max_restarts: int, failures:
     for kind, node, step, spare, other in failures:
         smaller = other and len(nodes - {node}) > 0
         decision = policy.decide(kind, node, step, spare=spare, smaller=smaller)
+        refused = kind is Kind.USER_ERROR and (step is not None or best < 0)
         if step is not None and step > best:
             best, restarts = step, 0
-        if kind is Kind.USER_ERROR:
+        if refused:
             assert decision.action is GIVE_UP, "a refused input is never tried again"
         if decision.action is GIVE_UP:
-            assert kind is Kind.USER_ERROR or restarts >= max_restarts, "no restart is kept back"
+            assert refused or restarts >= max_restarts, "no restart is kept back"
             return
         if decision.action is SHRINK:
             assert smaller and decision.avoid == node and restarts >= max_restarts
@@ -163,6 +178,16 @@ def test_the_rank_furthest_behind_is_the_suspect_when_none_is_stopped() -> None:
     failure = culprit_of_hang([state(0, stale=True), state(1, stale=True, step=9), state(2, stale=True)])
     assert failure.rank == 1 and failure.step == 9
     assert culprit_of_hang([state(0, stale=True), state(1, stale=True, step=None)]).rank == 1
+
+
+def test_ranks_that_have_got_on_or_ended_meanwhile_leave_a_sentence_and_no_traceback() -> None:
+    assert culprit_of_hang([state(0), state(1, step=9)]).rank == 1
+    assert culprit_of_hang([state(0, exit_code=0), state(1, exit_code=0)]).rank == 0
+
+
+def test_an_agent_that_refuses_to_start_ranks_is_not_taken_for_a_lost_one() -> None:
+    assert Failure("no such program", "a", exit_code=2).kind is Kind.EXIT
+    assert Failure("the node is gone", "a").kind is Kind.LOST
 
 
 def test_a_rank_that_the_kernel_killed_for_memory_is_told_from_other_kills() -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from datetime import datetime
@@ -135,6 +136,45 @@ def test_a_program_that_does_not_exist_is_a_user_mistake(nodes: Nodes, tmp_path:
     with pytest.raises(CommandNotFound, match="/no/such/python is not a program on node ") as raised:
         run_ranks(nodes, tmp_path, "tell")
     assert raised.value.exit_code == 2
+
+
+def test_what_is_missing_on_a_node_after_others_have_worked_is_a_failure_of_that_node(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, logs = tmp_path / "python", tmp_path / "logs"
+    program.symlink_to(sys.executable)
+    monkeypatch.setattr("sys.executable", str(program))
+
+    def take_away_and_give_back(event: dict[str, Any]) -> None:
+        if event["event"] != "failed":
+            return
+        if event["attempt"] == 0:
+            program.rename(tmp_path / "away")
+        elif event["attempt"] == 1:
+            (tmp_path / "away").rename(program)
+        elif event["attempt"] == 2:
+            logs.rename(tmp_path / "old")
+            logs.touch()  # no directory can be made there
+        else:
+            logs.unlink()
+
+    ran = run_ranks(nodes, tmp_path, "refuse-after-success", take_away_and_give_back, max_restarts=4)
+    assert ran.outcome.exit_code == 0 and ran.outcome.attempts == 5
+    assert ran.names == ["started", "failed", "failed", "restarted", "failed", "failed", "restarted", "finished"]
+    failures = [event for event in ran.events if event["event"] == "failed"]
+    assert [event["exit_code"] for event in failures] == [3, 2, 2, 1]
+    assert "is not a program on node" in failures[1]["reason"] and failures[1]["node"] in NODES
+    assert failures[2]["rank"] == 0
+    assert "could not start its ranks" in failures[3]["reason"] and failures[3]["node"] in NODES
+
+
+def test_a_stop_without_any_grace_before_the_first_report_ends_in_order(nodes: Nodes, tmp_path: Path) -> None:
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "started":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    ran = run_ranks(nodes, tmp_path, "wait-once", stop, grace_seconds=0.0)
+    assert ran.outcome.exit_code == 128 + signal.SIGTERM and ran.names == ["started", "preempted"]
 
 
 def test_an_error_in_the_caller_leaves_no_rank_behind(nodes: Nodes, tmp_path: Path) -> None:
