@@ -69,6 +69,16 @@ def tree_of(text: str) -> set[Process]:
     return found
 
 
+def zombies() -> set[Process]:
+    """This process's children that have ended and have not been waited for."""
+    found: set[Process] = set()
+    for entry in os.listdir("/proc"):
+        status = _status(int(entry)) if entry.isdigit() else None
+        if status is not None and status[0] == os.getpid() and status[2] == "Z":
+            found.add(status[1])
+    return found
+
+
 def holders_of(directory: str) -> set[Process]:
     """This user's processes, other than this one, that have a file below `directory` open."""
     found: set[Process] = set()

@@ -4,11 +4,15 @@ counters that it keeps: no look at its log.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path("/")
+LOOK_SECONDS = 1.0
+FRESH_SECONDS = 30.0
+"""A kill explains an end that is seen so much later at most: a large process takes seconds to give its memory back."""
 UNLIMITED = 1 << 60
 """Limits from here on are none: cgroup v1 writes the largest multiple of a page."""
 
@@ -19,25 +23,44 @@ _ACCOUNTS = (
 
 
 class OomKills:
-    """Counts the processes of this process's cgroup that the out-of-memory killer has ended since this was made."""
+    """The processes of this process's cgroup that the out-of-memory killer has ended since this was made.
 
-    def __init__(self, root: Path = ROOT) -> None:
+    Not all of them are ranks: what is older than `FRESH_SECONDS`, or known to be another's end, explains no rank's.
+    """
+
+    def __init__(self, root: Path = ROOT, now: Callable[[], float] = time.monotonic) -> None:
         self._root = root
+        self._now = now
         self._seen = _count(root)
+        self._fresh: list[float] = []  # when the kills were noticed that have explained nothing yet
+        self._looked_at = now()
+
+    def look(self) -> None:
+        """Note what has happened; to be called often. It reads the counter once in `LOOK_SECONDS`."""
+        if self._now() - self._looked_at >= LOOK_SECONDS:
+            self._read()
 
     def of_one_killed(self) -> str | None:
         """Which memory ran out, if the counter has risen: `cgroup memory limit 8.0 GiB`. One kill explains one process.
 
         None where it has not, or there is no counter.
         """
-        count = _count(self._root)
-        if count is None or self._seen is None or count <= self._seen:
+        self._read()
+        if not self._fresh:
             return None
-        self._seen += 1
+        self._fresh.pop(0)
         limit = memory_limit(self._root)
         if limit is not None:
             return f"cgroup memory limit {_gib(limit)}"
         return f"the machine's memory of {_gib(machine_memory(self._root))} ran out"
+
+    def _read(self) -> None:
+        count, self._looked_at = _count(self._root), self._now()
+        self._fresh = [at for at in self._fresh if self._looked_at - at <= FRESH_SECONDS]
+        if count is None or self._seen is None:
+            return
+        self._fresh += [self._looked_at] * (count - self._seen)
+        self._seen = count
 
 
 def memory_limit(root: Path = ROOT) -> int | None:

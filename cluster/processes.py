@@ -95,6 +95,7 @@ class RankGroup:
         self._error: BaseException | None = None
         self._ended = 0
         self._oom_kills = OomKills()
+        self._standbys_killed = 0 if standby is None else standby.killed
         self._thread = threading.Thread(target=self._run, name="ranks", daemon=True)
 
     def start(self) -> list[int]:
@@ -172,8 +173,11 @@ class RankGroup:
             self._started.set()
         try:
             self._watch()
-        except BaseException as error:  # noqa: BLE001 handed to the caller of report(); the ranks die with this thread
+        except BaseException as error:  # noqa: BLE001 handed to the caller of report()
             self._error = error
+            for rank in self._ranks:
+                if rank.exit_code is None:
+                    _kill_group(rank.process.pid)  # those that were forked from a standby outlive this thread
         with self._news:
             self._done = True
             self._news.notify_all()
@@ -188,7 +192,8 @@ class RankGroup:
             heartbeat.unlink(missing_ok=True)
             stacks_file(self._heartbeats, number).unlink(missing_ok=True)
             log = (Path(launch.log_directory) / f"rank-{number:05d}.log").open("ab", buffering=0)
-            log.write(_header(launch, number))
+            with suppress(OSError):  # a full disk takes no more of what ranks say, which they can do without
+                log.write(_header(launch, number))
             if number == 0:
                 self._tail = LineTail(Path(log.name), log.tell())
             process = self._start_rank(rank_environment(launch, local_rank, heartbeat), log)
@@ -209,6 +214,7 @@ class RankGroup:
             if standby is not None and all(rank.beat_stamp is not None for rank in self._ranks):
                 standby.prepare([rank.process.pid for rank in self._ranks])
                 standby = None
+            self._look_at_memory()
             for rank in live:
                 self._look_at(rank)
             live = [rank for rank in live if rank.exit_code is None]
@@ -218,9 +224,11 @@ class RankGroup:
         while not self._collect_output(final=True):
             pass
         for rank in self._ranks:
-            rank.log.close()
+            with suppress(OSError):
+                rank.log.close()
         if self._tail is not None:
-            self._tail.close()
+            with suppress(OSError):
+                self._tail.close()
 
     def _look_at(self, rank: _Rank) -> None:
         ended = os.waitid(os.P_PID, rank.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
@@ -244,6 +252,12 @@ class RankGroup:
                 rank.stale = stale
                 self._tell()
 
+    def _look_at_memory(self) -> None:
+        self._oom_kills.look()
+        if self._standby is not None and self._standbys_killed < self._standby.killed:
+            self._standbys_killed += 1
+            self._oom_kills.of_one_killed()  # if it was one, it does not explain a rank's end
+
     def _read_heartbeat(self, rank: _Rank) -> None:
         try:
             status = rank.heartbeat.stat()
@@ -261,12 +275,15 @@ class RankGroup:
         rank.asked_to_stop = bool(more.strip())
 
     def _collect_output(self, *, final: bool) -> bool:
-        """Move new lines of rank 0 to the outbox; True when there is nothing left to move."""
+        """Move new lines of rank 0 to the outbox; True when none are left, or the log cannot be read."""
         if self._tail is None:
             return True
         if not final and len(self._output) >= LineTail.LIMIT:  # a slow reader: the file keeps what the outbox does not
             return False
-        lines = self._tail.read(final=final)
+        try:
+            lines = self._tail.read(final=final)
+        except OSError:  # a file system that is away for a while is no reason to end ranks: the next tick tries again
+            return True
         if lines:
             with self._news:
                 self._output.extend(lines)

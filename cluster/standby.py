@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cluster.children import Adopted, Child, start_process
+from cluster.children import Adopted, Child, Orphans, start_process
 from cluster.memory import available_memory, memory_of
 
 STANDBY_BYTES = 512 * 1024 * 1024
@@ -55,6 +55,8 @@ class Standby:
         insist: bool = False,
         root: Path = Path("/"),
     ) -> None:
+        self.killed = 0
+        """How many have ended by SIGKILL, which is how the kernel gets memory back."""
         self.serves = (command, working_directory, dict(environment))
         self._directory = directory
         self._insist = insist
@@ -90,14 +92,26 @@ class Standby:
             if self._line is None or not self._ready:
                 return None
             try:
-                text = json.dumps({"environment": dict(environment)}).encode() + b"\n"
-                sent = socket.send_fds(self._line, [text], [log.fileno()])
-                self._line.sendall(text[sent:])
-                return Adopted(int(_hear(self._line)["pid"]))
+                return self._forked(self._line, environment, log)
             except (OSError, ValueError, KeyError) as error:
                 self._note(f"the standby has not started a rank: {error or type(error).__name__}")
                 self._end()
                 return None
+
+    def _forked(self, line: socket.socket, environment: Mapping[str, str], log: BinaryIO) -> Child:
+        text = json.dumps({"environment": dict(environment)}).encode() + b"\n"
+        wait, go = os.pipe()
+        try:
+            try:
+                sent = socket.send_fds(line, [text], [log.fileno(), wait])
+            finally:
+                os.close(wait)
+            line.sendall(text[sent:])
+            pid = int(_hear(line)["pid"])
+            os.write(go, b"!")
+            return Adopted(pid)
+        finally:
+            os.close(go)  # whatever answers too late ends: its rank is started cold
 
     def take_notes(self) -> list[str]:
         """Why there is none, or no longer; each reason once."""
@@ -114,8 +128,12 @@ class Standby:
     # ── in the thread ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
-        looked = float("-inf")
+        looked, reaped = float("-inf"), time.monotonic()
+        orphans = Orphans()
         while not self._closed:
+            if time.monotonic() - reaped > LOOK_SECONDS:
+                reaped = time.monotonic()
+                orphans.reap()
             with self._lock:
                 if self._process is None:
                     if self._deaths < MOST_DEATHS and time.monotonic() - looked > LOOK_SECONDS:
@@ -194,6 +212,7 @@ class Standby:
 
     def _bury(self, code: int) -> None:
         self._deaths += 1
+        self.killed += code == -signal.SIGKILL
         words = ""
         with suppress(OSError):
             lines = (self._directory / "standby.log").read_text(errors="replace").strip().splitlines()

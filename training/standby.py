@@ -5,8 +5,11 @@ A supervisor starts `python -m training.worker RECIPE` with TRESTLE_STANDBY in p
 an inherited stream socket, over which it is spoken to in lines of JSON.
 
     from the standby    {"ready": SECONDS}         everything is imported; or {"unfit": REASON}, and it ends
-    to the standby      {"environment": {...}}     with a file descriptor, the log: fork a rank
+    to the standby      {"environment": {...}}     with two file descriptors, the log and a pipe: fork a rank
     from the rank       {"pid": NUMBER}            it runs, as a child of the supervisor, in a session of its own
+
+The rank goes on when it reads a byte from the pipe, and ends where the pipe is closed instead: the supervisor has given
+up waiting for it, and has started that rank in another way.
 
 The imports run in a thread of low priority, which leaves the cores to the ranks that train meanwhile; it has to be a
 thread, because a process without privileges could not raise its own priority again. Forking is safe as long as there is
@@ -65,12 +68,16 @@ def become_rank_if_standby(load: Callable[[list[str]], object] | None = None) ->
         name_process(NAME)
         _say(line, ready=round(time.monotonic() - begun, 3))
         while True:
-            message, log = _hear(line)
+            message, log, go = _hear(line)
             if _fork(supervisor):
                 _become_rank(message["environment"], log, normal)
                 _say(line, pid=os.getpid())
+                if not os.read(go, 1):
+                    os._exit(1)
+                os.close(go)
                 return
             os.close(log)
+            os.close(go)
 
 
 def import_all(arguments: list[str]) -> None:
@@ -174,15 +181,16 @@ def _say(line: socket.socket, **message: Any) -> None:
     line.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _hear(line: socket.socket) -> tuple[dict[str, Any], int]:
-    """The next message with its file descriptor. Ends the process when the supervisor has gone."""
+def _hear(line: socket.socket) -> tuple[dict[str, Any], int, int]:
+    """The next message with its file descriptors. Ends the process when the supervisor has gone."""
     text = b""
-    logs: list[int] = []
+    descriptors: list[int] = []
     while not text.endswith(b"\n"):
-        part, sent, _, _ = socket.recv_fds(line, 65536, 1)
-        logs += sent
+        part, sent, _, _ = socket.recv_fds(line, 65536, 2)
+        descriptors += sent
         if not part:
             sys.exit(0)
         text += part
     message: dict[str, Any] = json.loads(text)
-    return message, logs[0]
+    log, go = descriptors
+    return message, log, go

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.memory import OomKills, memory_limit
+from cluster.memory import FRESH_SECONDS, LOOK_SECONDS, OomKills, memory_limit
 
 EVENTS = "low 0\nhigh 0\nmax 12\noom {n}\noom_kill {n}\noom_group_kill 0\n"
 
@@ -42,6 +42,23 @@ def test_a_counter_that_has_risen_names_the_memory(
     (root / counter).write_text(EVENTS.format(n=5))
     assert str(kills.of_one_killed()).startswith(words)
     assert kills.of_one_killed() is not None  # the second of two
+    assert kills.of_one_killed() is None
+
+
+def test_a_kill_of_long_ago_explains_no_end_of_today(tmp_path: Path) -> None:
+    root = machine(tmp_path, "0::/\n", {"proc/vmstat": EVENTS.format(n=3)})
+    now = [100.0]
+    kills = OomKills(root, lambda: now[0])
+    (root / "proc/vmstat").write_text(EVENTS.format(n=4))
+    now[0] += LOOK_SECONDS
+    kills.look()
+    now[0] += FRESH_SECONDS - 1  # a large process takes its time to end
+    kills.look()
+    assert kills.of_one_killed() is not None
+    (root / "proc/vmstat").write_text(EVENTS.format(n=5))
+    now[0] += LOOK_SECONDS
+    kills.look()
+    now[0] += FRESH_SECONDS + 1
     assert kills.of_one_killed() is None
 
 

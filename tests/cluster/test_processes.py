@@ -17,7 +17,7 @@ import pytest
 
 from cluster.leftovers import Process, alive, end_all, tree_of
 from cluster.output import LineTail
-from cluster.processes import Launch, RankGroup, Report, usable_cores
+from cluster.processes import TICK_SECONDS, Launch, RankGroup, Report, usable_cores
 
 RANK = str(Path(__file__).with_name("rank.py"))
 pytestmark = pytest.mark.timeout(180)
@@ -159,6 +159,35 @@ def test_a_rank_without_any_heartbeat_has_its_own_limit(tmp_path: Path) -> None:
     report, _ = until(group, lambda report: report.states[0].stale)
     assert report.states[0].step is None
     group.stop(0.0)
+
+
+def test_a_log_that_takes_no_header_does_not_keep_a_rank_from_starting(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank-00001.log").symlink_to("/dev/full")
+    group = RankGroup(launch_of(tmp_path, "-c", "pass", ranks_per_node=1), tmp_path / "beats")
+    group.start()
+    report, _ = until(group, lambda report: report.done)
+    assert report.states[0].exit_code == 0
+
+
+def test_a_log_that_cannot_be_read_for_a_while_does_no_harm_to_the_ranks(tmp_path: Path) -> None:
+    words = "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nprint('here again')"
+    launch = launch_of(tmp_path, "-c", words, node_rank=0, ranks_per_node=1, world_size=1)
+    group = RankGroup(launch, tmp_path / "beats")
+    group.start()
+    assert group._tail is not None
+    number = group._tail._file.fileno()
+    log = os.dup(number)
+    directory = os.open("/", os.O_RDONLY)
+    os.dup2(directory, number)  # every read fails
+    time.sleep(5 * TICK_SECONDS)
+    assert group.report(0.0).states[0].exit_code is None
+    os.dup2(log, number)
+    (tmp_path / "go").touch()
+    report, output = until(group, lambda report: report.done)
+    assert report.states[0].exit_code == 0 and output == ["here again"]
+    os.close(log)
+    os.close(directory)
 
 
 def test_ranks_die_with_the_process_that_started_them(tmp_path: Path) -> None:

@@ -164,6 +164,32 @@ def test_ranks_start_cold_without_a_standby_that_hangs(
     assert [state.exit_code for state in agent.states()] == [None, None]
 
 
+def test_a_rank_whose_answer_comes_too_late_ends_and_is_reaped(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standby_module, "LOOK_SECONDS", 0.2)
+    agent.start(launch(tmp_path, "ignore-term"))
+    standby = agent._standby
+    assert standby is not None
+    until(lambda: standby._ready)  # so that the next answer is a rank's
+    agent.stop(0.0)
+
+    def gives_up(line: Any) -> dict[str, Any]:
+        answer = json.loads(line.recv(65536))  # it has been forked, and waits for the word to go on
+        until(lambda: os.path.exists(f"/proc/{answer['pid']}"))
+        late.append(answer["pid"])
+        raise TimeoutError("timed out")
+
+    late: list[int] = []
+    hear = standby_module._hear
+    with monkeypatch.context() as patch:
+        patch.setattr(standby_module, "_hear", lambda line: hear(line) if late else gives_up(line))
+        assert agent.start(launch(tmp_path, "ignore-term", attempt=1)) == 0
+    assert len(late) == 1
+    until(lambda: not os.path.exists(f"/proc/{late[0]}"))
+    assert late[0] not in [state.pid for state in agent.states()]
+
+
 @pytest.mark.parametrize(
     ("imports", "note"),
     [
