@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +98,23 @@ def test_save_that_is_waited_for_beats(tmp_path: Path, answers: threading.Event)
     run = checkpoints(tmp_path, asynchronous=False)
     save(run, 5, beat=answers.set)
     assert told(tmp_path, "checkpointed") == [5]
+
+
+def test_rank_that_was_not_told_of_a_failed_save_does_not_hold_up_the_next_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.training.saving_rank"]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True) for rank in (0, 1)
+    ]
+    try:
+        for rank in ranks:
+            _, complaint = rank.communicate(timeout=110)
+            assert rank.returncode == 0, complaint
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert told(tmp_path, "checkpointed") == [10]
+    assert len(told(tmp_path, "checkpoint_failed")) == 1
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
 
 
 def test_newest_checkpoint_that_was_damaged_is_announced_when_it_is_saved_again(tmp_path: Path) -> None:
