@@ -83,7 +83,7 @@ def _wait_for_answers(asked: Sequence[_Asked], deadline: float) -> None:
         if answered and sizes == grown and all(_stacks_written(one) for one in asked if one.listens):
             return
         grown = sizes
-        time.sleep(TICK_SECONDS)
+        time.sleep(TICK_SECONDS)  # files that other processes write, until none of them grows: no event tells of that
 
 
 def _from_outside(targets: Sequence[Target], deadline: float) -> dict[int, tuple[str, str | None] | str]:

@@ -66,6 +66,8 @@ def test_a_stopped_rank_is_found_within_its_deadline_and_named(nodes: Nodes, tmp
     assert f"rank     1 on {NODES[1]}, process " in (folder / "rank-00001.txt").read_text()
     started_at, failed_at = (datetime.fromisoformat(ran.events[i]["time"]) for i in (0, 2))
     assert (failed_at - started_at).total_seconds() < 60.0
+    silent = float(failed["reason"].removeprefix("no progress for ").split(" s")[0])
+    assert 2.0 <= silent < 30.0, "not before its deadline, nor long after it"
 
 
 def test_gives_up_after_restarts_without_progress(nodes: Nodes, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from data_pipeline.config import CacheConfig, DataConfig, ShardSource
 from data_pipeline.documents import Tally
@@ -19,26 +18,14 @@ from data_pipeline.prepare import prepare
 from data_pipeline.recipe import CorpusConfig, PrepareConfig, TokenizerConfig
 from data_pipeline.sources import find_files, read_documents
 from data_pipeline.stream import Stream
+from tests.s3_server import s3_bucket
 
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[fsspec.AbstractFileSystem]:
     """An empty bucket named `lab` on a server of this test's own."""
-    patch = pytest.MonkeyPatch()
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    patch.setenv("AWS_ACCESS_KEY_ID", "test")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    files = fsspec.filesystem("s3")
-    files.mkdir("lab")
-    yield files
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
-    patch.undo()
+    with s3_bucket("lab") as files:
+        yield files
 
 
 def test_sources_in_a_bucket_are_found_by_glob_and_read(store: fsspec.AbstractFileSystem) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
 
 from data_pipeline.prepare import prepare
 from data_pipeline.recipe import CorpusConfig, PrepareConfig, TokenizerConfig
 from data_pipeline.retrying import Patience
 from tests.distributed.launch import free_port, run
 from tests.distributed.test_resuming import words
+from tests.s3_server import s3_bucket
 from training.checkpoint import Checkpoint, candidates
 from training.checkpoint.remote import RemoteFolder, StorageUnreachable, store
 from training.errors import RecipeError
@@ -35,21 +35,8 @@ checkpoint: {every: 2, keep: 2, remote: "s3://lab/runs"}
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[fsspec.AbstractFileSystem]:
     """An empty bucket named `lab` on a server of this test's own, which ranks find as users' ranks find theirs."""
-    patch = pytest.MonkeyPatch()
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    patch.setenv("AWS_ACCESS_KEY_ID", "test")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    files = fsspec.filesystem("s3", use_listings_cache=False)
-    files.mkdir("lab")
-    yield files
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
-    patch.undo()
+    with s3_bucket("lab") as files:
+        yield files
 
 
 @pytest.fixture(scope="module")
