@@ -10,7 +10,8 @@ Open
 - `engine/` for one optimizer step on any layout: the plain fp32 reference, and DeepSpeed ZeRO; `engine/coupled` is the
   gradient cache of contrastive losses;
 - `shared_folder` for the refusal of a run's folder that not all nodes see;
-- `footprint` for what ZeRO makes of a rank's parameters, by formula;
+- `footprint` for what ZeRO makes of a rank's parameters, and `memory` for all that a rank's memory is filled with, by
+  formula;
 - `saving` for what a checkpoint holds and which one a run continues from, `checkpoint/` for how it is stored;
 - `recipe` for the typed recipe and its refusals (`config` has the sections of this room, `sections` and `overrides`
   parse);
