@@ -24,10 +24,9 @@ from modeling.execution import Execution
 from modeling.gpt.config import GPTConfig
 from modeling.gpt.presets import PRESETS
 from modeling.layout import Layout
-from modeling.megatron_bridge import on_meta_device
 from modeling.registry import family
 from tests.benchmarks.common import machine, print_table
-from tests.modeling.worlds import fake_rank
+from tests.modeling.worlds import fake_rank, first_rank_of, meta_chunks
 from training.checkpoint import Piece
 from training.checkpoint import format as fmt
 from training.checkpoint.index import Index
@@ -68,16 +67,11 @@ def fragments(inputs: EngineInputs, data: int, data_size: int) -> Iterator[Fragm
 def stage(config: GPTConfig, parallel: ParallelConfig, pipeline: int, data_size: int) -> list[RankFiles]:
     """The files of a stage's ranks with tensor-parallel rank 0, one for each data-parallel rank."""
     layout = Layout(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, parallel.sequence)
-    rank = pipeline * parallel.tensor * data_size
-    chosen = family("gpt")
+    world_size = parallel.model_parallel * data_size
     execution = Execution(layout, "bf16")
-    with fake_rank(layout, rank, parallel.tensor * parallel.pipeline * data_size), on_meta_device():
-        chunks = chosen.implementation.build(config, execution)
-        shards = []
-        for chunk in chunks:
-            described = chosen.implementation.describe(chunk)
-            shards += [(parameter, described[name]) for name, parameter in chunk.named_parameters()]
-    inputs = EngineInputs(chosen, config, chunks, shards, OptimizerConfig(), parallel, execution)
+    with fake_rank(layout, first_rank_of(layout, pipeline, world_size), world_size):
+        chunks, shards = meta_chunks("gpt", config, execution)
+    inputs = EngineInputs(family("gpt"), config, chunks, shards, OptimizerConfig(), parallel, execution)
     found = []
     for data in range(data_size):
         pieces: Pieces = []

@@ -16,7 +16,9 @@ from modeling.gpt import network
 from modeling.gpt.config import GPTConfig
 from modeling.groups import start_groups, stop_groups
 from modeling.layout import Layout
-from modeling.megatron_bridge import seed_dropout
+from modeling.megatron_bridge import on_meta_device, seed_dropout
+from modeling.registry import family
+from modeling.sharding import Shard
 
 GPT2_LIKE = GPTConfig(num_layers=2, hidden_size=32, num_attention_heads=4, sequence_length=16, vocab_size=100)
 LLAMA_LIKE = replace(
@@ -53,6 +55,23 @@ def fake_rank(layout: Layout, rank: int, world_size: int) -> Iterator[None]:
     finally:
         stop_groups()
         dist.destroy_process_group()
+
+
+def first_rank_of(layout: Layout, pipeline: int, world_size: int) -> int:
+    """The first rank of a pipeline stage: stages are the slowest axis."""
+    return pipeline * layout.tensor * layout.data_parallel(world_size)
+
+
+def meta_chunks(name: str, config: Any, execution: Execution) -> tuple[list[Any], list[tuple[Any, Shard]]]:
+    """What the fake rank that stands builds of a model, without memory: its chunks, and the place of each parameter."""
+    implementation = family(name).implementation
+    shards = []
+    with on_meta_device():
+        chunks = implementation.build(config, execution)
+        for chunk in chunks:
+            described = implementation.describe(chunk)
+            shards += [(parameter, described[key]) for key, parameter in chunk.named_parameters()]
+    return chunks, shards
 
 
 def build(config: GPTConfig, **execution: Any) -> network.GPT:
