@@ -11,6 +11,7 @@ from cluster.config import ClusterConfig
 from cluster.errors import ClusterError
 from data_pipeline.locations import is_remote
 from launcher.arguments import Parser
+from launcher.errors import UserError
 from launcher.job import Job
 from launcher.placement import Plan, RankPlace, Stage, plan_of
 from launcher.tables import size, table
@@ -57,7 +58,7 @@ def dry_run(job: Job, *, all_ranks: bool = False, as_json: bool = False) -> int:
     Nothing is started or written. Raises errors with exit_code for a job that cannot run.
     """
     check_anywhere(job)
-    note = _read_vocabulary(job)
+    note = read_vocabulary(job)
     nodes, where = real_nodes(job.cluster)
     plan = plan_of(job, nodes)
     if as_json:
@@ -85,8 +86,11 @@ def real_nodes(cluster: ClusterConfig) -> tuple[list[str], str]:
     return nodes, f"nodes: those that {cluster.address} has now"
 
 
-def _read_vocabulary(job: Job) -> str:
-    """Let the shards decide the vocabulary where they are at hand; what to say when they are not."""
+def read_vocabulary(job: Job) -> str:
+    """Let the shards decide the vocabulary where they are at hand; what to say when they are not.
+
+    Raises what `check_shards` raises.
+    """
     from launcher.supervise import check_shards
 
     missing = [
@@ -94,7 +98,13 @@ def _read_vocabulary(job: Job) -> str:
         for source in job.recipe.data.mix
         if not is_remote(source.shards) and not (Path(source.shards) / "manifest.json").is_file()
     ]
-    if job.recipe.model.vocab_size is None or (job.recipe.data.mix and not missing):
+    if job.recipe.model.vocab_size is None and (missing or not job.recipe.data.mix):
+        where = f"the shards {missing[0]} are not there" if missing else "no shards are named"
+        raise UserError(
+            f"model.vocab_size is null, for the shards to decide, but {where}: make them with `trestle prepare`, or "
+            "say --model.vocab_size"
+        )
+    if job.recipe.data.mix and not missing:
         check_shards(job.recipe)
         return ""
     return f"shards: not looked at ({missing[0]} is not there)" if missing else "shards: none are named"

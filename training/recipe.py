@@ -160,18 +160,34 @@ def check(recipe: Recipe, world_size: int) -> None:
 
     Raises RecipeError, ModelError or BadConfig with a sentence that names the keys which disagree and what would fit.
     """
-    parallel, model = recipe.parallel, recipe.model
+    model = recipe.model
     recipe.run.check()
     recipe.optimizer.check()
     recipe.training.check()
     recipe.checkpoint.check()
     model.check()
-    parallel.check()
+    recipe.parallel.check()
+    check_layout(recipe, world_size)
+    _check_kind(recipe)
+    schedule_of(recipe)
+    if recipe.training.validate_every and not recipe.looks:
+        raise RecipeError(
+            f"training.validate_every is {recipe.training.validate_every}, but data.validation names no held-out "
+            "shards; name some, or set validate_every to 0"
+        )
+
+
+def check_layout(recipe: Recipe, world_size: int, sizes: Sequence[int] | None = None) -> None:
+    """The part of `check` that the layout, the batch sizes and recomputation decide; raises as that does.
+
+    sizes: the global batch sizes that occur, for who asks of many layouts; None: those of the recipe.
+    """
+    parallel, model = recipe.parallel, recipe.model
     parallel.check_engine(recipe.training.precision)
     data_parallel = parallel.data_parallel(world_size)
     # A vocabulary that only the shards know counts as divisible until they are read and `check_layout` is asked again.
     vocabulary = {"vocab_size": 128 * parallel.tensor} if getattr(model, "vocab_size", 0) is None else {}
-    replace(model, **vocabulary).check_layout(parallel)
+    (replace(model, **vocabulary) if vocabulary else model).check_layout(parallel)
     if recipe.training.sample_prompt is not None and (parallel.pipeline > 1 or parallel.zero_stage == 3):
         raise RecipeError(
             "training.sample_prompt samples with the weights that a rank holds, but parallel.pipeline "
@@ -188,19 +204,11 @@ def check(recipe: Recipe, world_size: int) -> None:
             f"training.check_replicas_every is {recipe.training.check_replicas_every}, but parallel.zero_stage 3 keeps "
             "each weight on one rank: there are no replicas; set it to null, and use check_recompute_every"
         )
-    _check_kind(recipe)
-    schedule = BatchSchedule(recipe.batch, model.sequence_length)
-    for size in schedule.sizes():
+    for size in BatchSchedule(recipe.batch, model.sequence_length).sizes() if sizes is None else sizes:
         if family(model.family).couples_batch:
             _check_coupled_batch(recipe, size, data_parallel)
         else:
             _check_batch(recipe, size, data_parallel)
-    schedule_of(recipe)
-    if recipe.training.validate_every and not recipe.looks:
-        raise RecipeError(
-            f"training.validate_every is {recipe.training.validate_every}, but data.validation names no held-out "
-            "shards; name some, or set validate_every to 0"
-        )
 
 
 def _check_kind(recipe: Recipe) -> None:

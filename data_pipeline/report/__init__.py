@@ -10,6 +10,7 @@
     tables.py      tables, with bars in them where they help
     numbers.py     how counts, bytes, shares and durations are written
     markup.py      elements, and documents' text made harmless
+    document.py    a page in one file, and its head
     style.py       the style sheet, for light and dark
 
 All text is escaped where elements are made, unless it is marked as `Html`. Equal data gives equal bytes.

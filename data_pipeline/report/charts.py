@@ -29,7 +29,7 @@ class Column:
     label: str
 
 
-def _described(key: str, title: str, description: str, *content: Html | None, **attributes: str | float) -> Html:
+def described(key: str, title: str, description: str, *content: Html | None, **attributes: str | float) -> Html:
     """An SVG with its title and description. key: unique on the page."""
     return element(
         "svg",
@@ -45,7 +45,7 @@ def _described(key: str, title: str, description: str, *content: Html | None, **
 def _picture(key: str, title: str, description: str, size: tuple[float, float], *content: Html) -> Html:
     """A picture that scales as a whole."""
     box = f"0 0 {size[0]:g} {size[1]:g}"
-    return _described(key, title, description, *content, viewBox=box, class_="chart")
+    return described(key, title, description, *content, viewBox=box, class_="chart")
 
 
 def histogram(
@@ -160,9 +160,7 @@ def mix(key: str, names: Sequence[str], there: Sequence[float], drawn: Sequence[
         preserveAspectRatio="none",
     )
     title = f"The mix: tokens there, and drawn in {training}"
-    return _described(
-        key, title, "; ".join(spoken), stretched, *labels, height=low + bar + 46, class_="chart stretched"
-    )
+    return described(key, title, "; ".join(spoken), stretched, *labels, height=low + bar + 46, class_="chart stretched")
 
 
 def _band(above: float, have: float, below: float, draw: float, begin: float, end: float) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipeline.report import sections
+from data_pipeline.report.document import document, header
 from data_pipeline.report.duplicates import pairs
 from data_pipeline.report.excerpts import reasons
 from data_pipeline.report.funnel import funnel, summary
@@ -15,8 +14,8 @@ from data_pipeline.report.histograms import all_histograms
 from data_pipeline.report.markup import Html, element, join
 from data_pipeline.report.numbers import count, duration, magnitude, plural, ratio, share, size
 from data_pipeline.report.sections import Corpus, section
-from data_pipeline.report.style import SHEET
 
+_FOOTER = "Made by trestle prepare."
 _OPENS = "Most documents first. Each reason opens to documents that it dropped, chosen by hash."
 
 
@@ -26,15 +25,16 @@ def render_mix(data: Mapping[str, Any]) -> str:
     data: what report.json holds. Text in it may be anything: it is shown, never obeyed.
     """
     corpora = data["corpora"]
-    return _page(
+    return document(
         f"{data['title']}: data report",
-        _header("Trestle data report", data["title"], _facts(data), _mix_tiles(data)),
+        header("Trestle data report", data["title"], _facts(data), _mix_tiles(data)),
         sections.warning(corpora, data["training_tokens"]),
         sections.mix(corpora, data["training_tokens"]),
         sections.corpora_cards(corpora),
         _duplicates(data["duplicates"]),
         sections.classifier(data["classifier"], corpora),
         sections.time(data["seconds"]),
+        footer=_FOOTER,
     )
 
 
@@ -45,9 +45,9 @@ def render_corpus(data: Mapping[str, Any], name: str) -> str:
         raise KeyError(name)
     stages = corpus["funnel"]
     over = join("Trestle data report of ", element("a", data["title"], href="../report.html"))
-    return _page(
+    return document(
         f"{name} in {data['title']}: data report",
-        _header(over, name, _siblings(data["corpora"], name), _corpus_tiles(corpus, data["training_tokens"])),
+        header(over, name, _siblings(data["corpora"], name), _corpus_tiles(corpus, data["training_tokens"])),
         sections.warning([corpus], data["training_tokens"]),
         section("Funnel", funnel(stages), _split(corpus) if stages else None, lead=summary(stages) if stages else None),
         section(
@@ -55,42 +55,7 @@ def render_corpus(data: Mapping[str, Any], name: str) -> str:
         ),
         section("What the documents are like", all_histograms(corpus["histograms"])),
         _duplicates_of(data["duplicates"], name),
-    )
-
-
-def _page(title: str, header: Html, *content: Html | None) -> str:
-    """Nothing may run or be loaded: only this very style sheet is allowed, by its hash."""
-    digest = base64.b64encode(hashlib.sha256(SHEET.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name_="referrer", content="no-referrer"),
-        element("meta", name_="color-scheme", content="light dark"),
-        element("title", title),
-        element("style", Html(SHEET)),
-    )
-    body = element("body", header, element("main", *content), element("footer", "Made by trestle prepare."))
-    return "<!doctype html>\n" + element("html", head, body, lang="en") + "\n"
-
-
-def _header(over: str, title: str, below: Html, tiles: Sequence[tuple[str, str, str]]) -> Html:
-    figures = [
-        element(
-            "div",
-            element("dt", name),
-            element("dd", element("div", value, class_="value"), element("div", under, class_="under")),
-        )
-        for name, value, under in tiles
-    ]
-    return element(
-        "header",
-        element("div", over, class_="eyebrow"),
-        element("h1", element("bdi", title)),
-        below,
-        element("dl", *figures, class_="tiles six" if len(figures) == 6 else "tiles"),
+        footer=_FOOTER,
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +9,13 @@ from data_pipeline.pairs.report import parts
 from data_pipeline.pairs.report.parts import Corpus, corpus_link, ends
 from data_pipeline.pairs.report.sheet import STYLE, reasons, sheet
 from data_pipeline.report import sections
+from data_pipeline.report.document import document, header
 from data_pipeline.report.markup import Html, element, join
 from data_pipeline.report.numbers import count, duration, plural, share, size
 from data_pipeline.report.sections import section
-from data_pipeline.report.style import SHEET
 
 _SHOWN_IN_MIX = 8
+_FOOTER = "Made by trestle prepare."
 
 
 def render_mix(data: Mapping[str, Any]) -> str:
@@ -44,13 +43,16 @@ def render_mix(data: Mapping[str, Any]) -> str:
         ),
         class_="facts",
     )
-    return _page(
+    return document(
         f"{data['title']}: data report",
-        _header("Trestle data report", data["title"], facts, _tiles(corpora, data["seconds"])),
+        header("Trestle data report", data["title"], facts, _tiles(corpora, data["seconds"])),
         section("The mix", parts.mix(corpora), lead="Pairs of a picture and its caption."),
         *kept,
         _duplicates(data["duplicates"]),
         sections.time(data["seconds"]),
+        footer=_FOOTER,
+        more_style=STYLE,
+        pictures=True,
     )
 
 
@@ -71,9 +73,9 @@ def render_corpus(data: Mapping[str, Any], name: str) -> str:
     held_out = (corpus["validation"] or {}).get("samples", 0)
     lead = f"{plural(found, 'pair')} found in {plural(corpus['files'], 'file')}; {count(kept)} kept, of them "
     lead += f"{count(corpus['training']['samples'])} for training and {count(held_out)} held out."
-    return _page(
+    return document(
         f"{name} in {data['title']}: data report",
-        _header(over, name, siblings, _tiles([corpus], None)),
+        header(over, name, siblings, _tiles([corpus], None)),
         section("Funnel", parts.funnel(corpus), lead=lead),
         section("Kept", sheet(corpus["kept"], "No pair was kept."), lead="Some of the pairs, chosen by hash."),
         section(
@@ -82,6 +84,9 @@ def render_corpus(data: Mapping[str, Any], name: str) -> str:
             lead="Most pairs first, with some of those that each reason dropped." if corpus["dropped"] else None,
         ),
         section("What the pairs are like", parts.histograms(corpus["histograms"])),
+        footer=_FOOTER,
+        more_style=STYLE,
+        pictures=True,
     )
 
 
@@ -109,40 +114,3 @@ def _tiles(corpora: Sequence[Corpus], seconds: Mapping[str, float] | None) -> li
     if seconds is not None:
         tiles.append(("Time", duration(sum(seconds.values())), f"in {plural(len(seconds), 'phase')}"))
     return tiles
-
-
-def _header(over: str, title: str, below: Html, tiles: Sequence[tuple[str, str, str]]) -> Html:
-    figures = [
-        element(
-            "div",
-            element("dt", name),
-            element("dd", element("div", value, class_="value"), element("div", under, class_="under")),
-        )
-        for name, value, under in tiles
-    ]
-    return element(
-        "header",
-        element("div", over, class_="eyebrow"),
-        element("h1", element("bdi", title)),
-        below,
-        element("dl", *figures, class_="tiles"),
-    )
-
-
-def _page(title: str, header: Html, *content: Html | None) -> str:
-    """Nothing may run or be loaded: only this very style sheet, by its hash, and pictures that stand in the page."""
-    style = SHEET + STYLE
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name_="referrer", content="no-referrer"),
-        element("meta", name_="color-scheme", content="light dark"),
-        element("title", title),
-        element("style", Html(style)),
-    )
-    body = element("body", header, element("main", *content), element("footer", "Made by trestle prepare."))
-    return "<!doctype html>\n" + element("html", head, body, lang="en") + "\n"
