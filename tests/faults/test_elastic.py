@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.distributed.key_biases import depended_on
 from tests.distributed.launch import free_port
 from tests.faults.machines import HEAD, machines
 from tests.faults.run_files import RunFiles
@@ -26,6 +27,12 @@ PATIENCE = [
     "--cluster.grow_seconds=1",
     "--cluster.heartbeat_seconds=90",
 ]
+
+WEIGHTS_AGREE = 1e-5
+"""How far weights may be apart after the last step. Where the exact gradient is zero, the sums of another layout differ
+by up to 6e-11; Adam divides by the running size of the gradient, of which the least is 2e-6: 3e-5 of the learning rate
+1e-3 a step, 5e-6 if all 160 steps went one way. Measured between one rank and two: 6e-8, an ulp of 1.0 in norms.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -91,15 +98,21 @@ def asked_to_save(pid: int) -> bool:
 
 @pytest.mark.timeout(900)
 def test_losses_and_weights_are_those_of_the_undisturbed_run(elastic: RunFiles, undisturbed_fp32: RunFiles) -> None:
-    found, wanted = elastic.figures(), undisturbed_fp32.figures()
-    assert [line["step"] for line in found] == [line["step"] for line in wanted] == list(range(1, STEPS + 1))
-    for line, other in zip(found, wanted, strict=True):
+    lines, others = elastic.figures(), undisturbed_fp32.figures()
+    assert [line["step"] for line in lines] == [line["step"] for line in others] == list(range(1, STEPS + 1))
+    for line, other in zip(lines, others, strict=True):
         assert line["loss"] == pytest.approx(other["loss"], rel=1e-4), f"step {line['step']}"
         assert line["samples"] == other["samples"] and line["batch_size"] == other["batch_size"]
     mine, theirs = elastic.newest(), undisturbed_fp32.newest()
     assert mine.step == theirs.step == STEPS
     for name in theirs.names():
-        torch.testing.assert_close(mine.tensor(name, "weight"), theirs.tensor(name, "weight"), rtol=1e-3, atol=1e-5)
+        found, wanted = mine.tensor(name, "weight"), theirs.tensor(name, "weight")
+        if (counts := depended_on(name, heads=4, groups=4, head_size=8)) is not None:
+            # What is left out are indeed entries of no gradient, beside the least of the others'.
+            sizes = theirs.tensor(name, "exp_avg_sq").sqrt()
+            assert sizes[~counts].max() < 1e-3 * sizes[counts].min(), name
+            found, wanted = found[counts], wanted[counts]
+        torch.testing.assert_close(found, wanted, rtol=0, atol=WEIGHTS_AGREE, msg=f"{name}: {{}}".format)
 
 
 def test_events_tell_the_story(elastic: RunFiles) -> None:
