@@ -126,6 +126,10 @@ class BatchSchedule:
         """The distinct sizes that occur, ascending."""
         return list(self._size)
 
+    def stages(self) -> list[tuple[int, int]]:
+        """(first step, samples a step) of each size in turn."""
+        return list(zip(self._first_step, self._size, strict=True))
+
     def step_of_tokens(self, tokens: int) -> int:
         """The first step that begins at or after `tokens` tokens."""
         sample = -(-tokens // self.sequence_length)

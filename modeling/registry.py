@@ -11,13 +11,16 @@ from modeling.clip import config as clip_config
 from modeling.clip import flops as clip_flops
 from modeling.clip import footprint as clip_footprint
 from modeling.clip import presets as clip_presets
+from modeling.clip import work as clip_work
 from modeling.errors import ModelError
 from modeling.footprint import Footprint
 from modeling.gpt import config as gpt_config
 from modeling.gpt import flops as gpt_flops
 from modeling.gpt import footprint as gpt_footprint
 from modeling.gpt import presets as gpt_presets
+from modeling.gpt import work as gpt_work
 from modeling.layout import Layout
+from modeling.work import Work
 
 if TYPE_CHECKING:  # torch takes seconds to import, and recipes are read without it
     import torch
@@ -116,6 +119,8 @@ class Family:
     """Training FLOPs a token, in the convention of the family's `flops.py`."""
     footprint: Callable[[Any, Layout, int, str], Footprint]
     """(config, layout, pipeline stage, recompute) → what a rank holds and hands over, by formula."""
+    work: Callable[[Any, Layout, int, int, str], Work]
+    """(config, layout, pipeline stage, samples of a micro-batch, recompute) → what a rank computes, by formula."""
     module: str
     """Where the implementation is; imported on first use, since it takes seconds and recipes can be read without it."""
     reads: Literal["text", "pairs"] = "text"
@@ -124,6 +129,8 @@ class Family:
     """Formats of other libraries by the name that `trestle export --to` knows, and the module that converts each."""
     flops_formula: str = "6 N + 12 h x attended positions"
     """What `flops_per_token` counts, for people."""
+    batch_loss_flops: Callable[[Any, int, int], float] | None = None
+    """(config, global batch size, replicas) → operations of a rank for a loss over the whole batch."""
     couples_batch: bool = False
     """Whether a sample's loss depends on the other samples of the global batch: then the implementation has `embed` and
     `couple` in place of `forward_step`.
@@ -148,6 +155,7 @@ FAMILIES: dict[str, Family] = {
         parameter_count=gpt_flops.parameter_count,
         flops_per_token=gpt_flops.flops_per_token,
         footprint=gpt_footprint.footprint,
+        work=gpt_work.work,
         module="modeling.gpt.network",
         conversions={"huggingface": "modeling.gpt.huggingface"},
     ),
@@ -158,10 +166,12 @@ FAMILIES: dict[str, Family] = {
         parameter_count=clip_flops.parameter_count,
         flops_per_token=clip_flops.flops_per_token,
         footprint=clip_footprint.footprint,
+        work=clip_work.work,
         module="modeling.clip.network",
         conversions={"huggingface": "modeling.clip.huggingface", "openclip": "modeling.clip.openclip"},
         reads="pairs",
         flops_formula="products of both towers, forward and backward, of a pair / tokens of a caption",
+        batch_loss_flops=clip_work.similarities,
         couples_batch=True,
     ),
 }

@@ -1,0 +1,234 @@
+"""What a job comes to on so many accelerators: `estimate`. By formula, in a millisecond or two, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from data_pipeline.batching import BatchSchedule, Duration
+from launcher.job import Job
+from launcher.plan.compute import Device, compute_seconds
+from launcher.plan.efficiency import Efficiency, default_efficiency
+from launcher.plan.figures import Checkpoint, Estimate, Flops, Prices, StageEstimate, StepTime, Training
+from launcher.plan.habits import Habits, trestle
+from launcher.plan.hardware import Accelerator
+from launcher.plan.links import Links, links
+from launcher.plan.times import StageTimes, Step, stage_times
+from launcher.tables import size
+from modeling.layout import Layout
+from modeling.registry import Family, family
+from training.footprint import width
+from training.memory import rank_memory
+from training.recipe import Recipe
+
+__all__ = ["Estimate", "Prices", "estimate"]
+
+PETAFLOP_S_DAY = 8.64e19
+"""Operations (Brown et al. 2020, table D.1's caption)."""
+_STATE_BYTES = 12
+"""A parameter's master weight and two moments, as a checkpoint keeps them."""
+
+
+def estimate(
+    job: Job,
+    accelerator: Accelerator,
+    *,
+    prices: Prices | None = None,
+    efficiency: Efficiency | None = None,
+    habits: Habits | None = None,
+    storage_bandwidth: float | None = None,
+) -> Estimate:
+    """Of a job that has been checked and whose vocabulary is known; `storage_bandwidth`: bytes a second, all together.
+
+    Raises ModelError while the vocabulary is not known.
+    """
+    recipe, parallel, world = job.recipe, job.recipe.parallel, job.world_size
+    training, batch, kind = recipe.training, recipe.batch, family(recipe.model.family)
+    replicas = parallel.data_parallel(world)
+    micro_batches = -(-batch.global_batch_size // (replicas * batch.micro_batch_size))
+    efficiency = efficiency or default_efficiency(accelerator)
+    habits = habits or trestle(training.compile, parallel.sequence)
+    device = Device(accelerator, efficiency, habits, width(training.precision))
+    ways = links(parallel, replicas, job.cluster.ranks_per_node, accelerator, efficiency)
+    kinds = {stage: _stage_times(recipe, kind, stage, device, ways) for stage in _kinds(parallel.pipeline)}
+    times = [kinds[_kind(stage, parallel.pipeline)] for stage in range(parallel.pipeline)]
+    whole = Step(times, parallel, replicas, training.precision, device, ways, kind.couples_batch)
+
+    def at(size_: int) -> StepTime:
+        loss = kind.batch_loss_flops(recipe.model, size_, replicas) if kind.batch_loss_flops else 0.0
+        count = -(-size_ // (replicas * batch.micro_batch_size))
+        return whole.seconds(count, loss / (efficiency.ceiling * accelerator.fp32_flops))
+
+    step = at(batch.global_batch_size)
+    flops = _flops(recipe, kind, replicas, micro_batches)
+    tokens = batch.global_batch_size * recipe.model.sequence_length
+    attainable = world * accelerator.peak_flops * step.total_seconds
+    stages = tuple(_stage(recipe, world, number, one) for number, one in enumerate(times))
+    why_not = _why_not(stages, accelerator)
+    schedule = BatchSchedule(batch, recipe.model.sequence_length)
+    steps = _steps(recipe, schedule)
+    return Estimate(
+        name=recipe.run.name,
+        family=kind.name,
+        nodes=job.cluster.nodes,
+        gpus_per_node=job.cluster.ranks_per_node,
+        world_size=world,
+        accelerator=accelerator,
+        parallel=parallel,
+        replicas=replicas,
+        sequence_length=recipe.model.sequence_length,
+        micro_batch_size=batch.micro_batch_size,
+        micro_batches=micro_batches,
+        global_batch_size=batch.global_batch_size,
+        recompute=training.recompute,
+        precision=training.precision,
+        compiled=training.compile,
+        couples_batch=kind.couples_batch,
+        parameters=kind.parameter_count(recipe.model),
+        flops=flops,
+        stages=stages,
+        step=step,
+        mfu=(flops.matmul + flops.attention) / attainable,
+        mfu_causal=(flops.matmul + flops.attention_causal) / attainable,
+        hfu=flops.hardware / attainable,
+        tokens_per_second=tokens / step.total_seconds,
+        tokens_per_day=86400 * tokens / step.total_seconds,
+        training=_training(
+            recipe, schedule, steps, _seconds(schedule, steps, at), flops, world, accelerator, prices or Prices()
+        ),
+        checkpoint=_checkpoint(recipe, kind, world, steps, storage_bandwidth),
+        fits=not why_not,
+        why_not=why_not,
+        assumptions=_assumptions(accelerator, efficiency, habits, recipe),
+    )
+
+
+def _kinds(pipeline: int) -> list[int]:
+    """Stages that differ: the first, the last and one between them."""
+    return sorted({0, min(1, pipeline - 1), pipeline - 1})
+
+
+def _kind(stage: int, pipeline: int) -> int:
+    return stage if stage in (0, pipeline - 1) else 1
+
+
+def _stage_times(recipe: Recipe, kind: Family, stage: int, device: Device, ways: Links) -> StageTimes:
+    parallel, samples, recompute = recipe.parallel, recipe.batch.micro_batch_size, recipe.training.recompute
+    footprint = kind.footprint(recipe.model, parallel, stage, recompute)
+    trained = sum(p.numel for p in footprint.parameters if p.trainable)
+    work = kind.work(recipe.model, parallel, stage, samples, recompute)
+    return stage_times(footprint, compute_seconds(work, trained, device), parallel, samples, device, ways)
+
+
+def _stage(recipe: Recipe, world: int, number: int, times: StageTimes) -> StageEstimate:
+    return StageEstimate(
+        stage=number,
+        parameters=times.numel,
+        memory=rank_memory(recipe, world, number),
+        forward_seconds=times.compute.forward,
+        backward_seconds=times.compute.backward,
+        recompute_seconds=times.compute.recompute,
+        tensor_seconds=times.tensor,
+    )
+
+
+def _flops(recipe: Recipe, kind: Family, replicas: int, micro_batches: int) -> Flops:
+    """Of a step: from the whole model as one rank would compute a sample, times the samples."""
+    samples = recipe.batch.global_batch_size
+    tokens = samples * recipe.model.sequence_length
+    work = kind.work(recipe.model, Layout(), 0, 1, recipe.training.recompute)
+    attention, causal = (work.attention_training(causal=flag) for flag in (False, True))
+    per_token = kind.flops_per_token(recipe.model)
+    matmul = per_token * tokens - attention * samples
+    hardware = work.training + work.recomputed + attention + work.attention_recomputed(causal=False)
+    if kind.couples_batch and micro_batches > 1:
+        hardware += work.forward + work.attention_forward(causal=False)
+    loss = kind.batch_loss_flops(recipe.model, samples, replicas) * replicas if kind.batch_loss_flops else 0.0
+    return Flops(
+        matmul=matmul,
+        products=work.training * samples,
+        not_products=matmul - work.training * samples,
+        attention=attention * samples,
+        attention_causal=causal * samples,
+        hardware=hardware * samples + loss,
+        per_token=per_token,
+        per_token_causal=per_token - (attention - causal) * samples / tokens,
+    )
+
+
+def _steps(recipe: Recipe, schedule: BatchSchedule) -> int:
+    length = Duration.parse(recipe.training.steps)
+    return length.steps if length.steps is not None else schedule.step_of_tokens(length.tokens or 0)
+
+
+def _seconds(schedule: BatchSchedule, steps: int, at: Callable[[int], StepTime]) -> float:
+    """Of all steps; with a ramp those of its smaller batches are shorter."""
+    starts = schedule.stages()
+    ends = [first for first, _ in starts[1:]] + [steps]
+    return sum(
+        (min(end, steps) - first) * at(samples).total_seconds
+        for (first, samples), end in zip(starts, ends, strict=True)
+        if min(end, steps) > first
+    )
+
+
+def _training(
+    recipe: Recipe,
+    schedule: BatchSchedule,
+    steps: int,
+    seconds: float,
+    flops: Flops,
+    world: int,
+    accelerator: Accelerator,
+    prices: Prices,
+) -> Training:
+    length = recipe.model.sequence_length
+    tokens = schedule.start(steps) * length
+    hours = world * seconds / 3600
+    energy = hours * accelerator.watts / 1000 * prices.pue
+    asked = [(prices.per_gpu_hour, hours), (prices.per_kwh, energy)]
+    known = [price * amount for price, amount in asked if price is not None]
+    per_token = flops.matmul / (recipe.batch.global_batch_size * length)
+    return Training(
+        tokens=tokens,
+        steps=steps,
+        days=seconds / 86400,
+        petaflop_s_days=per_token * tokens / PETAFLOP_S_DAY,
+        gpu_hours=hours,
+        energy_kwh=energy,
+        cost=sum(known) if known else None,
+    )
+
+
+def _checkpoint(recipe: Recipe, kind: Family, world: int, steps: int, storage: float | None) -> Checkpoint:
+    bytes_ = _STATE_BYTES * kind.parameter_count(recipe.model)
+    every = recipe.checkpoint.every
+    return Checkpoint(
+        bytes=bytes_,
+        files=2 * world + 2,  # tensors and records of each rank, the manifest and its checksum
+        write_seconds=None if storage is None else bytes_ / storage,
+        per_run=(-(-steps // every) if every else 1),
+    )
+
+
+def _why_not(stages: tuple[StageEstimate, ...], accelerator: Accelerator) -> str:
+    fullest = max(stages, key=lambda stage: stage.memory.peak)
+    if fullest.memory.peak <= accelerator.memory_bytes:
+        return ""
+    return (
+        f"stage {fullest.stage} needs {size(fullest.memory.peak)} a rank, and {accelerator.name} has "
+        f"{size(accelerator.memory_bytes)}"
+    )
+
+
+def _assumptions(accelerator: Accelerator, efficiency: Efficiency, habits: Habits, recipe: Recipe) -> tuple[str, ...]:
+    found = [
+        f"accelerator: {accelerator.source}",
+        f"efficiency: {efficiency.source}",
+    ]
+    if habits.source:
+        found.append(f"overlap: {habits.source}")
+    if accelerator.generation == "volta" and recipe.training.precision == "bf16":
+        found.append("a V100 has no bf16 units: its peak is that of fp16")
+    if recipe.parallel.offload_optimizer:
+        found.append("an offloaded optimizer's own arithmetic on the host is not counted")
+    return tuple(found)

@@ -1,0 +1,150 @@
+"""What an estimate consists of: plain numbers in SI units. The keys of `trestle plan --json` are these names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from launcher.plan.hardware import Accelerator
+from training.config import ParallelConfig
+from training.memory import RankMemory
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What the user pays. Nothing is assumed but that power without a PUE is the boards' alone."""
+
+    per_gpu_hour: float | None = None
+    per_kwh: float | None = None
+    pue: float = 1.0
+    """Power usage effectiveness: of the whole site over that of the accelerators."""
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations of one step over all ranks."""
+
+    matmul: float
+    """6 N a token of a decoder (Brown et al. 2020, appendix D); of other families the products as they are."""
+    products: float
+    """Matrix products that run, forward and backward, without attention and recomputation."""
+    not_products: float
+    """`matmul` - `products`: what 6 N counts though it multiplies nothing (looked-up embeddings, norms, biases)."""
+    attention: float
+    """Every token attends to the whole sequence: the convention of PaLM and llm-foundry."""
+    attention_causal: float
+    """Only what the causal mask leaves."""
+    hardware: float
+    """`products`, `attention`, what recomputation adds to both, and a gradient cache's first pass."""
+    per_token: float
+    """`matmul` + `attention`, which MFU is about."""
+    per_token_causal: float
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """A rank of one pipeline stage; seconds are of one micro-batch through all chunks of the stage."""
+
+    stage: int
+    parameters: int
+    memory: RankMemory
+    forward_seconds: float
+    backward_seconds: float
+    """Without recomputation."""
+    recompute_seconds: float
+    tensor_seconds: float
+    """Tensor-parallel communication that waits, forward and backward."""
+
+    @property
+    def seconds(self) -> float:
+        return self.forward_seconds + self.backward_seconds + self.recompute_seconds + self.tensor_seconds
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step on the slowest stage. All but the overlapped ones add up to the total."""
+
+    compute_seconds: float
+    """Forward and backward."""
+    recompute_seconds: float
+    """Computed again, and the first of a gradient cache's two passes."""
+    tensor_seconds: float
+    pipeline_seconds: float
+    """Handing over between stages."""
+    bubble_seconds: float
+    """Waiting for the pipeline to fill and to run empty."""
+    batch_loss_seconds: float
+    """A loss over the whole batch."""
+    data_seconds: float
+    """Reducing gradients and gathering weights, as far as it waits."""
+    optimizer_seconds: float
+    total_seconds: float
+    data_overlapped_seconds: float = 0.0
+    tensor_overlapped_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """The whole run."""
+
+    tokens: int
+    steps: int
+    days: float
+    petaflop_s_days: float
+    """Of `Flops.matmul`, as Brown et al. 2020 count: 8.64e19 operations each."""
+    gpu_hours: float
+    energy_kwh: float
+    """At the boards' full power, times the PUE given."""
+    cost: float | None
+    """None without prices."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint: masters and two moments in fp32, 12 bytes a parameter."""
+
+    bytes: int
+    files: int
+    write_seconds: float | None
+    """At the storage bandwidth given; None without one."""
+    per_run: int
+    """How many are written."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Everything that a plan shows."""
+
+    name: str
+    family: str
+    nodes: int
+    gpus_per_node: int
+    world_size: int
+    accelerator: Accelerator
+    parallel: ParallelConfig
+    replicas: int
+    sequence_length: int
+    micro_batch_size: int
+    micro_batches: int
+    global_batch_size: int
+    recompute: str
+    precision: str
+    compiled: bool
+    couples_batch: bool
+    parameters: int
+    flops: Flops
+    stages: tuple[StageEstimate, ...]
+    step: StepTime
+    mfu: float
+    mfu_causal: float
+    hfu: float
+    tokens_per_second: float
+    tokens_per_day: float
+    training: Training
+    checkpoint: Checkpoint
+    fits: bool
+    why_not: str
+    """The stage that is too large, and by how much; empty if all fit."""
+    epochs: dict[str, float] | None = None
+    """How often each corpus is read; None where no shards are at hand."""
+    assumptions: tuple[str, ...] = field(default=())
+    """A line each, with the source."""

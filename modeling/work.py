@@ -1,0 +1,204 @@
+"""What a rank computes in one micro-batch, by formula: matrix products with their sizes, attention, and memory traffic.
+
+FLOPs are counted and times are estimated from the same description: tests/modeling/test_work.py compares its products
+with those that torch counts in real models. Everything here is without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Product:
+    """`[m, k] x [k, n]`, `count` times in the forward pass of a micro-batch on one rank: 2 m k n operations each."""
+
+    name: str
+    m: float
+    n: float
+    k: float
+    count: float = 1
+    gradients: int = 2
+    """Products as large in backward: of the input and of the weight; 1 where nothing is before it, 0 where locked."""
+    again: bool = False
+    """Whether recomputation does it once more."""
+
+    @property
+    def flops(self) -> float:
+        """Of the forward pass."""
+        return 2.0 * self.m * self.n * self.k * self.count
+
+
+@dataclass(frozen=True)
+class Attention:
+    """softmax(Q K^T / sqrt(d)) V of `heads` pairs of sequences, `count` times in a forward pass."""
+
+    heads: float
+    """Over all samples of the micro-batch."""
+    queries: int
+    keys: int
+    size: int
+    """Width of a head."""
+    count: float = 1
+    causal: bool = False
+    band: int | None = None
+    """Keys that a query sees at most; None: all (before it, if causal)."""
+    gradients: bool = True
+    again: bool = False
+
+    def pairs(self, *, causal: bool) -> float:
+        """Pairs of a query with a key. Full unless `causal`: then those that the causal mask leaves."""
+        width = min(self.band or self.keys, self.keys)
+        if not (causal and self.causal):
+            return float(self.queries * width)
+        # Query i sees min(i + 1, width) keys.
+        return self.queries * width - width * (width - 1) / 2
+
+    def flops(self, *, causal: bool) -> float:
+        """Two products of the forward pass; backward has four (what flash kernels compute again left out)."""
+        return 4.0 * self.size * self.heads * self.count * self.pairs(causal=causal)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Work that memory bounds: elements of the activations' dtype that are read and written, and kernels started."""
+
+    name: str
+    forward: float
+    backward: float
+    kernels: float
+    """In the forward pass; backward starts about twice as many."""
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """One micro-batch on one rank of one pipeline stage."""
+
+    products: tuple[Product, ...]
+    attention: tuple[Attention, ...]
+    traffic: tuple[Traffic, ...]
+
+    @property
+    def forward(self) -> float:
+        """Operations of the forward pass, attention left out."""
+        return sum(product.flops for product in self.products)
+
+    @property
+    def training(self) -> float:
+        """Operations of forward and backward, attention and recomputation left out."""
+        return sum(product.flops * (1 + product.gradients) for product in self.products)
+
+    @property
+    def recomputed(self) -> float:
+        """Operations that recomputation adds, attention left out."""
+        return sum(product.flops for product in self.products if product.again)
+
+    def attention_forward(self, *, causal: bool) -> float:
+        return sum(one.flops(causal=causal) for one in self.attention)
+
+    def attention_training(self, *, causal: bool) -> float:
+        return sum(one.flops(causal=causal) * (3 if one.gradients else 1) for one in self.attention)
+
+    def attention_recomputed(self, *, causal: bool) -> float:
+        return sum(one.flops(causal=causal) for one in self.attention if one.again)
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """A transformer layer on one tensor-parallel rank."""
+
+    hidden: int
+    heads: int
+    kv: int
+    """Width of all keys."""
+    ffn: int
+    gated: bool = False
+
+    def work(
+        self,
+        *,
+        prefix: str,
+        layers: float,
+        samples: int,
+        positions: int,
+        tensor: int,
+        sequence: bool,
+        recompute: str,
+        causal: bool,
+        bands: Iterable[tuple[int | None, float]] = (),
+        locked: bool = False,
+    ) -> Work:
+        """`layers` such layers. `bands`: (keys that a query sees, layers); none: all of them see everything."""
+        h, f, tokens = self.hidden, self.ffn, float(samples * positions)
+        gradients = 0 if locked else 2
+        mlp_again, all_again = recompute in ("selective", "full") and not locked, recompute == "full" and not locked
+
+        def product(name: str, m: float, n: float, k: float, again: bool) -> Product:
+            return Product(f"{prefix}{name}", m, n, k, layers, gradients, again)
+
+        products = (
+            product("qkv", tokens, (h + 2 * self.kv) / tensor, h, all_again),
+            product("projection", tokens, h, h / tensor, all_again),
+            product("fc1", tokens, f * (2 if self.gated else 1) / tensor, h, mlp_again),
+            product("fc2", tokens, h, f / tensor, mlp_again),
+        )
+        attention = tuple(
+            Attention(
+                samples * self.heads / tensor,
+                positions,
+                positions,
+                h // self.heads,
+                count,
+                causal,
+                band,
+                not locked,
+                mlp_again,
+            )
+            for band, count in (tuple(bands) or ((None, layers),))
+        )
+        return Work(products, attention, self._traffic(prefix, layers, tokens, tensor, sequence, recompute, locked))
+
+    def _traffic(
+        self, prefix: str, layers: float, tokens: float, tensor: int, sequence: bool, recompute: str, locked: bool
+    ) -> tuple[Traffic, ...]:
+        """Passes over activations, kernel by kernel as eager torch runs them.
+
+        Forward, a position: each of two norms reads and writes h; each of two residual branches adds a bias (2 h) and
+        adds itself (3 h); attention's result is copied once (2 h); the MLP adds its bias and applies its nonlinearity
+        (2 widths each; gated: one product of two halves, 3 half widths, in place of the bias). Backward reads one
+        tensor more in each norm and each nonlinearity, and sums bias gradients.
+        """
+        h, f = self.hidden, self.ffn / tensor
+        whole = tokens * h / (tensor if sequence else 1)
+        inner = (8 if self.gated else 4) * f * tokens
+        back = 0.0 if locked else 1.0
+        again = recompute == "full" and not locked
+        return (
+            Traffic(f"{prefix}norms and residuals", layers * 14 * whole, back * layers * 16 * whole, 6 * layers, again),
+            Traffic(
+                f"{prefix}attention's copies",
+                layers * 2 * tokens * h / tensor,
+                back * layers * 2 * tokens * h / tensor,
+                4 * layers,
+                again,
+            ),
+            Traffic(
+                f"{prefix}nonlinearity",
+                layers * inner,
+                back * layers * 1.5 * inner,
+                3 * layers,
+                recompute != "none" and not locked,
+            ),
+        )
+
+
+def together(parts: Iterable[Work]) -> Work:
+    """Several parts of one rank's model."""
+    works = list(parts)
+    return Work(
+        products=tuple(product for work in works for product in work.products),
+        attention=tuple(one for work in works for one in work.attention),
+        traffic=tuple(one for work in works for one in work.traffic),
+    )
