@@ -52,9 +52,10 @@ class Efficiency:
 
 
 # Fitted to 52 products of 256 to 4096 in bf16 on an H100 that OpenXLA ships for its own cost model
-# (xla/service/gpu/model/matmul_interpolator_data.h, sm_90): 4 % root mean square; tests/launcher/test_plan_efficiency.py
-# has them. Ceilings are the largest rates that any shape reached, "Maximum Achievable Matmul FLOPS" of Bekman's "Machine
-# Learning Engineering" (compute/accelerator): 794.5 of 989 on H100 and H200, 271.2 of 312 on A100, 1745 of 2250 on B200.
+# (xla/service/gpu/model/matmul_interpolator_data.h, sm_90), 4 % root mean square; the points are in
+# tests/launcher/test_plan_efficiency.py. Ceilings are the largest rates that any shape reached, the "Maximum Achievable
+# Matmul FLOPS" of Bekman's "Machine Learning Engineering" (compute/accelerator): 794.5 of 989 TFLOP/s on H100 and H200,
+# 271.2 of 312 on A100, 1745 of 2250 on B200.
 _HOPPER = Efficiency(
     ceiling=0.803,
     slope=0.977,
