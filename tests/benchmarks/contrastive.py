@@ -60,7 +60,7 @@ def by_autograd(loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch
 
 def dense(first: torch.Tensor, second: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
     similarities = log_scale.exp() * first @ second.t()
-    labels = torch.arange(len(first))
+    labels = torch.arange(len(first), device=first.device)
     return 0.5 * (F.cross_entropy(similarities, labels) + F.cross_entropy(similarities.t(), labels))
 
 
