@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("launcher.export", "a run's model as a folder that transformers loads"),
     "import": ("launcher.import_model", "a run that continues a Hugging Face model"),
     "doctor": ("launcher.doctor", "whether this machine can train, and what to mend"),
+    "profile": ("launcher.profile", "where the time of a run's steps goes: traces, top kernels, idle share"),
     "inspect": ("launcher.inspect", "what is in a run, a checkpoint, a shard set or a mix"),
     "submit": ("launcher.submit", "train or resume on a cluster, with the code of this checkout"),
     "jobs": ("launcher.jobs", "what has been submitted to a cluster, and how far it is"),

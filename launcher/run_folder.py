@@ -24,7 +24,8 @@ LOCK = ".lock"
 
 class RunFolder:
     """`runs/NAME/`: recipe.yaml, tokenizer.model (or merges.txt), checkpoints/, tensorboard/, metrics.jsonl,
-    goodput.json, events.jsonl, logs/, and what `trestle evaluate` draws in evaluation/.
+    goodput.json, events.jsonl, logs/, what `trestle evaluate` draws in evaluation/, and what `trestle profile` records
+    in profile/.
 
     Movable as a whole.
     """
@@ -51,7 +52,7 @@ class RunFolder:
         if not folder.recipe.is_file():
             reason = f"it has no {RECIPE_FILE}" if folder.path.is_dir() else "it does not exist"
             raise UserError(f"{source} is no run's folder: {reason}")
-        for place in (folder.path, folder.logs, folder.path / "evaluation"):
+        for place in (folder.path, folder.logs, folder.path / "evaluation", folder.path / "profile"):
             for path in place.glob("*"):  # hidden ones, too
                 if path.is_symlink():  # a folder from elsewhere could have us write to any file of ours
                     raise UserError(f"{path} is a link, and would be written to: put what it leads to in its place")

@@ -59,6 +59,17 @@ class Finding:
             self.put_away(path, found, "damaged")
         return None
 
+    def newest_left_alone(self) -> Checkpoint | None:
+        """The newest in the run's folder that verifies; damaged ones are passed over, and nothing is changed."""
+        number = 0
+        while (path := self.agree_on(number)) is not None:
+            found = self._verified(partial(Checkpoint, path))
+            if isinstance(found, Checkpoint):
+                return found
+            self._say(f"{path.name} is passed over: {found}")
+            number += 1
+        return None
+
     def agree_on(self, number: int) -> Path | None:
         """The checkpoint in the run's folder with so many newer ones."""
         found = candidates(self.directory) if dist.get_rank() == 0 else []

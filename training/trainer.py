@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,6 +99,22 @@ class Trainer:
                     return False
             self.parts.checkpoints.finish(self._beat)
             return True
+        finally:
+            self._close()
+
+    def steps(self, most: int) -> Iterator[int]:
+        """Make up to `most` steps and log them without a word on the console, neither validating nor saving; yields the
+        step after each. Fewer when the run is asked to stop. Collective.
+        """
+        try:
+            for _ in range(most):
+                self._train_step()
+                if self.position.step % self.recipe.training.log_every == 0:
+                    with self.clock.around("log"):
+                        self._log(None, say=False)
+                yield self.position.step
+                if self.parts.stop.reached(self.position.step):
+                    return
         finally:
             self._close()
 
@@ -226,7 +243,7 @@ class Trainer:
 
     # -- between steps --------------------------------------------------------------------------------------------
 
-    def _log(self, seen: Seen | None) -> None:
+    def _log(self, seen: Seen | None, *, say: bool = True) -> None:
         position = self.position
         figures: dict[str, Any] = self.tally.reduce(
             self.engine.parameter_norm_squared(), self.parts.inputs.counts(self.stream)
@@ -254,7 +271,9 @@ class Trainer:
         self.recorder.log(position.step, figures, report)
         self.recorder.show_events(position.step)
         newest = self.parts.checkpoints.last_verified
-        print(format_line({"step": position.step, **figures}, steps=self.total_steps, checkpoint=newest), flush=True)
+        line = format_line({"step": position.step, **figures}, steps=self.total_steps, checkpoint=newest)
+        if say:
+            print(line, flush=True)
 
     def _times(self) -> tuple[float, dict[str, float]]:
         return self.clock.useful_seconds, self.clock.spent()

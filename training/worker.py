@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from training import stacks, standby
@@ -46,8 +47,8 @@ GROUP_TIMEOUT_SECONDS = 1800.0
 """Torch's own default; a supervisor's heartbeat deadline finds a hang long before."""
 
 
-def main(arguments: list[str]) -> int:
-    """Run one rank and return its exit code; mistakes are one line on stderr."""
+def main(arguments: list[str], life: Callable[[Path, list[str], RankEnvironment], int] | None = None) -> int:
+    """Run one rank and return its exit code; mistakes are one line on stderr. `life`: other than `work`."""
     stacks.listen(os.environ)
     speak_patiently()
     level = os.environ.get("TRESTLE_LOG", "WARNING").upper()
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0 if arguments else 2
     try:
-        return work(Path(arguments[0]), arguments[1:], RankEnvironment.read(os.environ))
+        return (life or work)(Path(arguments[0]), arguments[1:], RankEnvironment.read(os.environ))
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -77,7 +78,7 @@ def work(source: Path, overrides: list[str], environment: RankEnvironment) -> in
     check(recipe, environment.world_size)
     folder = source if source.is_dir() else Path(recipe.run.directory) / recipe.run.name
     _write_recipe(folder, recipe, environment.rank)
-    _make_deterministic(recipe)
+    make_deterministic(recipe)
     store = start_process_group(environment, GROUP_TIMEOUT_SECONDS)
     check_shared(folder)
     finished = train_in_group(recipe, folder, environment, heartbeat, StopRequest(store, heartbeat))
@@ -178,7 +179,7 @@ def _write_recipe(folder: Path, recipe: Recipe, rank: int) -> None:
             raise TrainingError(f"the run's folder {folder} cannot be written: {error.strerror}") from error
 
 
-def _make_deterministic(recipe: Recipe) -> None:
+def make_deterministic(recipe: Recipe) -> None:
     if recipe.training.deterministic and torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
         torch.use_deterministic_algorithms(True)

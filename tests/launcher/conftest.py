@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher.run_folder import RunFolder
+
 Trestle = Callable[..., subprocess.CompletedProcess[str]]
 
 RECIPE = """
@@ -61,6 +63,15 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     (folder / "prepare.out").write_text(done.stdout)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(workplace: Path) -> RunFolder:
+    """A run of 4 steps that `trestle train` made. Read-only for tests."""
+    done = trestle_in(workplace)("train", "recipe.yaml")
+    assert done.returncode == 0, done.stderr
+    (workplace / "train.out").write_text(done.stdout)
+    return RunFolder(workplace / "runs" / "small")
 
 
 @pytest.fixture

@@ -24,15 +24,6 @@ from training.metrics.events import read_events
 
 
 @pytest.fixture(scope="module")
-def trained(workplace: Path) -> RunFolder:
-    """A run of 4 steps that `trestle train` made."""
-    done = trestle_in(workplace)("train", "recipe.yaml")
-    assert done.returncode == 0, done.stderr
-    (workplace / "train.out").write_text(done.stdout)
-    return RunFolder(workplace / "runs" / "small")
-
-
-@pytest.fixture(scope="module")
 def trestle(workplace: Path) -> Trestle:
     return trestle_in(workplace)
 

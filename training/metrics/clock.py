@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 PHASES = ("data", "forward_backward", "optimizer", "checkpoint", "validation", "check")
 USEFUL = ("forward_backward", "optimizer")
@@ -25,6 +25,8 @@ class StepClock:
         self, useful_seconds: float = 0.0, now: Callable[[], float] = time.monotonic, begun: float | None = None
     ) -> None:
         self.useful_seconds = useful_seconds
+        self.around: Callable[[str], AbstractContextManager[object]] = nullcontext
+        """Entered with each phase's name: a profiler's mark."""
         self._now = now
         self._life_began = now() if begun is None else begun
         self._first_step_began: float | None = None
@@ -45,7 +47,8 @@ class StepClock:
             self._first_step_began = self._mark
         self._stack.append(name)
         try:
-            yield
+            with self.around(name):
+                yield
         finally:
             self._charge()
             self._stack.pop()
