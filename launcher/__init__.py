@@ -9,6 +9,7 @@ Open
 - `demo` and `demo_clip` for the demos, `digits` for the pictures of the second;
 - `sources` for where a recipe comes from (a path, a shipped name), `job` for a recipe with its cluster;
 - `run_folder` for what lies in a run's folder and who may write there;
+- `plan/` for what a training takes, by formula: memory, time, cost, and the fastest layout;
 - `placement` for where ranks will be, what they hold and send, `dry_run` for showing it;
 - `supervise` for what is checked before ranks start, for starting them, and for the closing words;
 - `changes` for what a resume may change;

@@ -25,6 +25,7 @@ class Command(Protocol):
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("launcher.prepare", "raw text, or pictures with captions -> tokenizer and shards"),
+    "plan": ("launcher.plan.command", "memory, time and cost of a recipe on a cluster, before anybody pays"),
     "train": ("launcher.train", "start a run from a recipe"),
     "resume": ("launcher.resume", "continue a run, on another layout if need be"),
     "generate": ("launcher.generate", "continue a text with a run's model"),

@@ -15,6 +15,7 @@ from launcher.errors import UserError
 from launcher.job import Job
 from launcher.placement import Plan, RankPlace, Stage, plan_of
 from launcher.tables import size, table
+from training.config import ParallelConfig
 
 MOST_ROWS = 32
 """Ranks that are shown one by one unless all are asked for."""
@@ -112,18 +113,21 @@ def read_vocabulary(job: Job) -> str:
 
 def headline(plan: Plan) -> str:
     """The layout and the batch in one line."""
-    parallel, nodes = plan.parallel, len(plan.nodes)
-    axes = f"TP {parallel.tensor} x PP {parallel.pipeline} x DP {plan.replicas}"
-    if parallel.virtual_pipeline > 1:
-        axes += f", {parallel.virtual_pipeline} chunks a stage"
-    if parallel.sequence:
-        axes += ", sequence parallel"
-    ranks = len(plan.ranks)
+    parallel, nodes, ranks = plan.parallel, len(plan.nodes), len(plan.ranks)
     return (
-        f"{ranks:,} rank{'s' if ranks > 1 else ''} on {nodes:,} node{'s' if nodes > 1 else ''}: {axes}, "
+        f"{ranks:,} rank{'s' if ranks > 1 else ''} on {nodes:,} node{'s' if nodes > 1 else ''}: "
+        f"{axes(parallel, plan.replicas)}, "
         f"ZeRO {parallel.zero_stage}, {plan.precision}; {plan.global_batch_size:,} samples a step = {plan.replicas} x "
         f"{plan.micro_batches} micro-batches of {plan.micro_batch_size}"
     )
+
+
+def axes(parallel: ParallelConfig, replicas: int) -> str:
+    """How a model is divided over ranks, in words."""
+    said = f"TP {parallel.tensor} x PP {parallel.pipeline} x DP {replicas}"
+    if parallel.virtual_pipeline > 1:
+        said += f", {parallel.virtual_pipeline} chunks a stage"
+    return f"{said}, sequence parallel" if parallel.sequence else said
 
 
 def crossings(plan: Plan) -> str:

@@ -32,9 +32,13 @@ def cell(value: object) -> str:
     return str(value)
 
 
+UNITS = ("B", "kB", "MB", "GB", "TB")
+"""Of bytes, each a thousand of the one before."""
+
+
 def size(count: float) -> str:
     """Bytes in decimal units: 1.5 GB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
+    for unit in UNITS:
         if abs(count) < 1000 or unit == "TB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000

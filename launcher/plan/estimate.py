@@ -99,6 +99,7 @@ def estimate(
         fits=not why_not,
         why_not=why_not,
         assumptions=_assumptions(accelerator, efficiency, habits, recipe),
+        prices=prices or Prices(),
     )
 
 
@@ -128,6 +129,8 @@ def _stage(recipe: Recipe, world: int, number: int, times: StageTimes) -> StageE
         backward_seconds=times.compute.backward,
         recompute_seconds=times.compute.recompute,
         tensor_seconds=times.tensor,
+        tensor_forward_seconds=times.tensor / 3,
+        handover_seconds=times.handover if recipe.parallel.pipeline > 1 else 0.0,
     )
 
 

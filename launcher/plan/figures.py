@@ -53,6 +53,14 @@ class StageEstimate:
     recompute_seconds: float
     tensor_seconds: float
     """Tensor-parallel communication that waits, forward and backward."""
+    tensor_forward_seconds: float
+    """Of it, the forward pass's."""
+    handover_seconds: float
+    """Of one exchange with a neighbouring stage, as far as it waits."""
+
+    @property
+    def tensor_backward_seconds(self) -> float:
+        return self.tensor_seconds - self.tensor_forward_seconds
 
     @property
     def seconds(self) -> float:
@@ -148,3 +156,5 @@ class Estimate:
     """How often each corpus is read; None where no shards are at hand."""
     assumptions: tuple[str, ...] = field(default=())
     """A line each, with the source."""
+    prices: Prices = field(default_factory=Prices)
+    """What `training.cost` was computed with."""

@@ -1,0 +1,196 @@
+"""`trestle plan RECIPE`: memory, time and cost of a training before anybody pays for it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from launcher.arguments import Parser, add_recipe
+from launcher.dry_run import check_anywhere, read_vocabulary
+from launcher.errors import EnvironmentFailure, UserError
+from launcher.job import Job, load_job
+from launcher.plan.efficiency import read_efficiency
+from launcher.plan.estimate import estimate
+from launcher.plan.figures import Estimate, Prices
+from launcher.plan.hardware import ACCELERATORS, Accelerator, accelerator
+from launcher.plan.mend import Mend, mends
+from launcher.plan.page import render
+from launcher.plan.search import Proposal, Search, search
+from launcher.plan.show import lines, search_lines
+from launcher.sources import find_recipe
+from training.evaluation.config import EvaluationConfig
+
+USUAL_GPU = "h100"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Everything that one call finds out."""
+
+    estimate: Estimate | None
+    """Of the layout as the recipe has it; None where a search was asked for and that layout cannot start."""
+    refusal: str
+    """Why it cannot; empty if it can."""
+    mends: tuple[Mend, ...]
+    found: Search | None
+    command: str
+    """`trestle train RECIPE` with the user's overrides."""
+    notes: tuple[str, ...]
+
+
+def parser() -> Parser:
+    made = Parser(
+        "plan",
+        "Say what a training takes before anybody pays for it: memory of each rank, time of a step and what it goes\n"
+        "into, days, energy, cost, checkpoints, epochs. By formula, in a second: nothing is started, no GPU needed.\n"
+        "Any key of the recipe can be set with --SECTION.KEY VALUE, the layout too; --search finds the fastest one.",
+        "  trestle plan gpt3-175b --nodes 128 --gpus-per-node 8 --gpu h100\n"
+        "  trestle plan gpt3-13b --nodes 8 --search --html plan.html\n"
+        "  trestle plan gpt3-6.7b --gpu a100 --parallel.tensor 2 --price-per-gpu-hour 2.50\n"
+        "  trestle plan runs/first --gpu h200 --json",
+        takes_overrides=True,
+    )
+    add_recipe(made)
+    made.add_argument("--nodes", type=_whole, help="nodes of the cluster; as cluster.nodes where left out")
+    made.add_argument("--gpus-per-node", type=_whole, help="GPUs of each; as cluster.ranks_per_node where left out")
+    made.add_argument("--gpu", default=USUAL_GPU, help=f"which: {', '.join(ACCELERATORS)}; {USUAL_GPU} where left out")
+    made.add_argument("--search", action="store_true", help="try all legal layouts, and show the ten fastest")
+    made.add_argument("--json", action="store_true", help="all of it as JSON, in SI units")
+    made.add_argument("--html", metavar="FILE", type=Path, help="write it as a page with pictures, in one file")
+    prices = made.add_argument_group("what things cost (nothing is assumed)")
+    prices.add_argument("--price-per-gpu-hour", type=_amount, help="in any currency")
+    prices.add_argument("--price-per-kwh", type=_amount, help="in the same")
+    prices.add_argument("--pue", type=_amount, default=1.0, help="power of the whole site over that of its GPUs")
+    better = made.add_argument_group("what you know better")
+    better.add_argument(
+        "--storage-bandwidth", type=_amount, metavar="GB/S", help="of all ranks together, for checkpoints"
+    )
+    better.add_argument(
+        "--efficiency", metavar="FILE", type=Path, help="measured on your GPU by python -m tests.benchmarks.efficiency"
+    )
+    return made
+
+
+def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    source = find_recipe(arguments.recipe)
+    asked = load_job(source, overrides)
+    if arguments.print_config:
+        print(asked.explained(), end="")
+        return 0
+    kind = accelerator(arguments.gpu)
+    job = on_hardware(asked, arguments.nodes, arguments.gpus_per_node)
+    answer = _answer(arguments, job, asked, kind, shlex.join(["trestle", "train", arguments.recipe, *overrides]))
+    if arguments.html is not None:
+        _write(arguments.html, render(answer.estimate, answer.mends, answer.found, answer.command, answer.notes))
+    if arguments.json:
+        print(json.dumps(as_document(answer), indent=1))
+    else:
+        print("\n".join(_said(answer)))
+        if arguments.html is not None:
+            print(f"\nthe page: {arguments.html}")
+    return 0
+
+
+def on_hardware(job: Job, nodes: int | None, gpus_per_node: int | None) -> Job:
+    """The job on so many nodes and GPUs; as its cluster section says where nothing is given.
+
+    What it is evaluated with is left out: it costs next to nothing, and its files need not be on this machine.
+    """
+    here, recipe = job.cluster, job.recipe
+    cluster = replace(here, nodes=nodes or here.nodes, ranks_per_node=gpus_per_node or here.ranks_per_node)
+    if cluster.min_nodes is not None:
+        cluster.min_nodes = min(cluster.min_nodes, cluster.nodes)
+    if recipe.evaluation.zero_shot or recipe.evaluation.probe:
+        training = replace(recipe.training, validate_every=0)
+        recipe = replace(recipe, evaluation=EvaluationConfig(), training=training)
+    return replace(job, cluster=cluster, recipe=recipe)
+
+
+def _answer(arguments: argparse.Namespace, job: Job, asked: Job, kind: Accelerator, command: str) -> Answer:
+    options: dict[str, Any] = {"prices": Prices(arguments.price_per_gpu_hour, arguments.price_per_kwh, arguments.pue)}
+    if arguments.efficiency is not None:
+        options["efficiency"] = read_efficiency(arguments.efficiency, kind)
+    if arguments.storage_bandwidth is not None:
+        options["storage_bandwidth"] = 1e9 * arguments.storage_bandwidth
+    refusal = ""
+    try:
+        check_anywhere(job)
+    except Exception as error:
+        if not arguments.search or getattr(error, "exit_code", None) != 2:
+            raise
+        refusal = str(error)
+    notes = [note for note in (read_vocabulary(job),) if note]
+    found = search(job, kind, asked, **options) if arguments.search else None
+    own = None if refusal else estimate(job, kind, **options)
+    changes = mends(job, kind, asked, **options) if own is not None and not own.fits and found is None else []
+    return Answer(own, refusal, tuple(changes), found, command, tuple(notes))
+
+
+def _said(answer: Answer) -> list[str]:
+    said = [] if answer.found is None else search_lines(answer.found, answer.command)
+    if answer.refusal:
+        said += ["", f"the layout of the recipe itself cannot start there: {answer.refusal}"]
+    elif answer.found is None and answer.estimate is not None:
+        said = lines(answer.estimate, answer.mends)
+    return [*said, *answer.notes]
+
+
+def as_document(answer: Answer) -> dict[str, Any]:
+    """All of an answer as plain values: names of the dataclasses' fields, SI units."""
+    document: dict[str, Any] = {"plan": None if answer.estimate is None else _plain(answer.estimate)}
+    document["refusal"] = answer.refusal
+    document["would_fit"] = [asdict(mend) for mend in answer.mends]
+    document["search"] = None
+    if answer.found is not None:
+        found = answer.found
+        document["search"] = {
+            "legal": found.legal,
+            "fitting": found.fitting,
+            "refused": found.refused,
+            "command": answer.command,
+            "proposals": [_proposal(one) for one in found.proposals],
+            "own": None if found.own is None else _proposal(found.own),
+            "nearest": None if found.nearest is None else _proposal(found.nearest),
+        }
+    document["notes"] = list(answer.notes)
+    return document
+
+
+def _plain(estimate_: Estimate) -> dict[str, Any]:
+    """With each stage's peak, which is a sum."""
+    document = asdict(estimate_)
+    for plain, stage in zip(document["stages"], estimate_.stages, strict=True):
+        plain["memory"]["peak"] = stage.memory.peak
+    return document
+
+
+def _proposal(one: Proposal) -> dict[str, Any]:
+    return {"overrides": one.overrides, "loses_by": one.loses_by, "plan": _plain(one.estimate)}
+
+
+def _write(path: Path, page: str) -> None:
+    if path.is_dir():
+        raise UserError(f"--html {path} is a folder; name a file in it, such as {path / 'plan.html'}")
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise EnvironmentFailure(f"--html {path} could not be written: {error.strerror}") from error
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def _amount(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value

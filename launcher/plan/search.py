@@ -1,0 +1,172 @@
+"""`trestle plan --search`: every legal layout on the given GPUs, the fastest ones, and why each loses to a better one.
+
+Nothing is sampled: layouts that `training.recipe.check_layout` allows are counted, those whose memory is too small on
+the first or last stage are dropped by formula, and the rest are estimated one by one.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_pipeline.batching import BatchSchedule
+from launcher.dry_run import check_anywhere
+from launcher.errors import UserError
+from launcher.job import Job
+from launcher.plan.candidates import Candidate, as_it_is, candidates, overrides
+from launcher.plan.estimate import estimate
+from launcher.plan.figures import Estimate
+from launcher.plan.hardware import Accelerator
+from launcher.plan.reasons import peak, rounded_seconds, why_it_loses
+from training.memory import rank_memory
+from training.recipe import check_layout
+
+SHOWN = 10
+"""Layouts that are proposed."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One of the fastest layouts."""
+
+    overrides: str
+    """To write behind `trestle train RECIPE`; empty for the recipe as it is."""
+    loses_by: str
+    """What decides against it, compared with the one before; empty for the first."""
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was tried, and what came out."""
+
+    legal: int
+    """Layouts that a training could start with."""
+    fitting: int
+    """Of those, how many fit into the GPUs' memory."""
+    refused: dict[str, int]
+    """Layouts that divide the model but that a start would refuse: why -> how many."""
+    proposals: tuple[Proposal, ...]
+    """The fastest first."""
+    own: Proposal | None
+    """The recipe's own layout, if it is legal: what the fastest is better by."""
+    nearest: Proposal | None
+    """Where nothing fits: the layout that is short of the least memory."""
+
+
+BY_ENGINE = "ZeRO's stage does not go with a pipeline or the precision"
+BY_RAMP = "batch.ramp alone forbids them, see --batch.ramp null"
+BY_BATCH = "the batch does not come out even, or another key forbids them"
+
+
+@dataclass
+class _Count:
+    legal: int = 0
+    fitting: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+
+
+def search(job: Job, accelerator: Accelerator, asked: Job | None = None, most: int = SHOWN, **options: Any) -> Search:
+    """Try all layouts of a job that is legal but for its layout; its vocabulary must be known.
+
+    asked: the job before it was put on other nodes, for the overrides. options: of `estimate`. Raises UserError where
+    no layout is legal.
+    """
+    count = _Count()
+    best: list[tuple[float, float, int, Estimate, Candidate]] = []
+    numbers = itertools.count()
+    least: tuple[float, Candidate] | None = None
+    for candidate, excess in _Space(job, accelerator).legal(count):
+        found = estimate(candidate.of(job), accelerator, **options) if excess <= 0 else None
+        if found is None or not found.fits:
+            if least is None or excess < least[0]:
+                least = excess, candidate
+            continue
+        count.fitting += 1
+        # Negated: the heap's first is the worst of the best.
+        heapq.heappush(best, (-rounded_seconds(found), -peak(found), -next(numbers), found, candidate))
+        if len(best) > most:
+            heapq.heappop(best)
+    if not count.legal:
+        raise UserError(_none_legal(job, count))
+
+    def propose(candidate: Candidate, found: Estimate, better: Estimate | None = None) -> Proposal:
+        check_anywhere(candidate.of(job))
+        words = overrides(asked or job, candidate, job.cluster.nodes, job.cluster.ranks_per_node)
+        return Proposal(words, why_it_loses(found, better) if better else "", found)
+
+    ranked = [(candidate, found) for *_, found, candidate in sorted(best, key=lambda one: one[:3], reverse=True)]
+    before = [None, *(found for _, found in ranked)]
+    proposals = tuple(propose(*one, better) for one, better in zip(ranked, before, strict=False))
+    nearest = None
+    if least is not None and not ranked:
+        nearest = propose(least[1], estimate(least[1].of(job), accelerator, **options))
+    own = None
+    if ranked and not _refused(lambda: check_anywhere(job)):
+        own = propose(as_it_is(job), estimate(job, accelerator, **options), ranked[0][1])
+    return Search(count.legal, count.fitting, dict(count.refused), proposals, own, nearest)
+
+
+class _Space:
+    """All layouts of a job, told apart by what they are refused for and by memory."""
+
+    def __init__(self, job: Job, accelerator: Accelerator) -> None:
+        self.job, self.limit = job, accelerator.memory_bytes
+        batch = job.recipe.batch
+        self.sizes = BatchSchedule(batch, job.recipe.model.sequence_length).sizes()
+
+    def legal(self, count: _Count) -> Iterator[tuple[Candidate, float]]:
+        """Each legal layout, with the bytes that the fuller of its first and last stage lacks (below 0: is free)."""
+        for run in candidates(self.job):
+            if not self._has_engine(run[0]):
+                count.refused[BY_ENGINE] += len(run)
+                continue
+            excess = -1.0
+            for candidate in run:
+                if not self._is_legal(candidate, self.sizes):
+                    whole = [self.job.recipe.batch.global_batch_size]
+                    by_ramp = len(self.sizes) > 1 and self._is_legal(candidate, whole)
+                    count.refused[BY_RAMP if by_ramp else BY_BATCH] += 1
+                    continue
+                count.legal += 1
+                if excess <= 0:  # where a micro-batch is too large, so is every larger one
+                    excess = self._excess(candidate)
+                yield candidate, excess
+
+    def _has_engine(self, candidate: Candidate) -> bool:
+        """Whether ZeRO's stage goes with the pipeline and the precision: asked first, since it is cheap."""
+        return not _refused(lambda: candidate.parallel.check_engine(self.job.recipe.training.precision))
+
+    def _is_legal(self, candidate: Candidate, sizes: Sequence[int]) -> bool:
+        return not _refused(lambda: check_layout(candidate.of(self.job).recipe, self.job.world_size, sizes))
+
+    def _excess(self, candidate: Candidate) -> float:
+        recipe, last = candidate.of(self.job).recipe, candidate.parallel.pipeline - 1
+        return max(rank_memory(recipe, self.job.world_size, stage).peak for stage in {0, last}) - self.limit
+
+
+def _refused(check: Callable[[], None]) -> bool:
+    try:
+        check()
+    except Exception as error:
+        if getattr(error, "exit_code", None) != 2:
+            raise
+        return True
+    return False
+
+
+def _none_legal(job: Job, count: _Count) -> str:
+    batch, ranks = job.recipe.batch.global_batch_size, job.world_size
+    if count.refused[BY_RAMP]:
+        return (
+            f"batch.ramp allows no layout on {ranks:,} GPUs, but without it {count.refused[BY_RAMP]:,} would do: give "
+            "it a larger start and increment, or --batch.ramp null"
+        )
+    return (
+        f"no layout of this model goes on {ranks:,} GPUs with batch.global_batch_size {batch:,}: choose a batch that "
+        f"{ranks:,}, or {ranks:,} / (TP x PP), divides, or other --nodes and --gpus-per-node"
+    )

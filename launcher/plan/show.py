@@ -1,0 +1,233 @@
+"""A plan on a terminal: tables of at most 120 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from itertools import groupby, zip_longest
+
+from launcher.dry_run import axes
+from launcher.plan.facts import Fact, facts
+from launcher.plan.figures import Estimate, StageEstimate
+from launcher.plan.mend import Mend
+from launcher.plan.search import Proposal, Search
+from launcher.plan.terms import MEMORY, TERMS, seconds
+from launcher.tables import UNITS, size, table
+
+WIDTH = 120
+
+
+def lines(estimate: Estimate, mends: Sequence[Mend] = ()) -> list[str]:
+    """One layout, for the eyes. mends: changes that would make it fit, where it does not."""
+    return [
+        *headline(estimate),
+        "",
+        memory_table(estimate),
+        *fit(estimate, mends),
+        "",
+        *beside(step_table(estimate), fact_table(facts(estimate))),
+        "",
+        *assumptions(estimate),
+    ]
+
+
+def headline(estimate: Estimate) -> list[str]:
+    """What is planned: the hardware, the layout, the batch."""
+    nodes, gpus = estimate.nodes, estimate.world_size
+    where = f"{nodes:,} nodes x {estimate.gpus_per_node}" if nodes > 1 else f"1 node x {estimate.gpus_per_node}"
+    layout = axes(estimate.parallel, estimate.replicas)
+    tokens = estimate.global_batch_size * estimate.sequence_length
+    return [
+        f"{estimate.name}: {estimate.parameters:,} parameters on {gpus:,} {estimate.accelerator.name} ({where})",
+        f"{layout}, ZeRO {estimate.parallel.zero_stage}, {estimate.precision}, recompute {estimate.recompute}",
+        f"{estimate.global_batch_size:,} samples ({tokens:,} tokens) a step = {split(estimate)}",
+    ]
+
+
+def split(estimate: Estimate) -> str:
+    """How a step's samples are divided."""
+    replicas, count = estimate.replicas, estimate.micro_batches
+    return (
+        f"{replicas:,} replica{'s' if replicas > 1 else ''} x {count:,} micro-batch{'es' if count > 1 else ''} of "
+        f"{estimate.micro_batch_size:,}"
+    )
+
+
+def alike(estimate: Estimate) -> Iterator[tuple[str, list[StageEstimate]]]:
+    """Runs of stages that hold the same state, by name; what they hold of activations may differ."""
+    stages = estimate.stages
+    if len(stages) == 1:
+        yield "every rank", list(stages)
+        return
+    for _, run in groupby(stages, key=lambda stage: (stage.parameters, shown([stage])[:3])):
+        of = list(run)
+        yield f"stage {of[0].stage}" if len(of) == 1 else f"stages {of[0].stage} - {of[-1].stage}", of
+
+
+def shown(run: Sequence[StageEstimate]) -> list[str]:
+    """The parts of a rank's memory as they are written; "4.1 - 5.3 GB" where the stages of a run differ."""
+    return [_range([getattr(stage.memory, part) for stage in run]) for part in (*MEMORY, "peak")]
+
+
+def of_limit(run: Sequence[StageEstimate], limit: float) -> str:
+    """The peak as a share of what a GPU has, of the fullest stage."""
+    return f"{100 * max(stage.memory.peak for stage in run) / limit:.0f} %"
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), size(max(values))
+    if size(low) == high:
+        return high
+    unit = 1000.0 ** UNITS.index(high.rpartition(" ")[2])
+    return f"{low / unit:.1f} - {high}"
+
+
+def memory_table(estimate: Estimate) -> str:
+    """A row for each run of stages that are alike."""
+    limit = estimate.accelerator.memory_bytes
+    host = any(stage.memory.host for stage in estimate.stages)
+    rows = []
+    for name, run in alike(estimate):
+        on_host = [_range([stage.memory.host for stage in run])] if host else []
+        rows.append([name, run[0].parameters, *shown(run), of_limit(run, limit), *on_host])
+    heads = [
+        "memory a rank",
+        "parameters",
+        *MEMORY,
+        "peak",
+        f"of {size(limit)}".replace(".0 ", " "),
+        *(["on the host"] if host else []),
+    ]
+    return table(heads, rows)
+
+
+def fit(estimate: Estimate, mends: Sequence[Mend] = ()) -> list[str]:
+    """Whether it fits, and what would make it."""
+    limit = estimate.accelerator.memory_bytes
+    fullest = max(estimate.stages, key=lambda stage: stage.memory.peak)
+    where = f"stage {fullest.stage}, in {fullest.memory.moment}" if len(estimate.stages) > 1 else fullest.memory.moment
+    if estimate.fits:
+        return [f"fits: {size(limit - fullest.memory.peak)} are free at the peak ({where})"]
+    found = [f"DOES NOT FIT: {estimate.why_not}"]
+    if mends:
+        found += [
+            "would fit:",
+            *(f"  {mend.overrides}  ({size(mend.peak)}, {seconds(mend.step)} a step)" for mend in mends),
+        ]
+    else:
+        found.append("no single change of the layout makes it fit; --search tries them all")
+    return found
+
+
+def step_table(estimate: Estimate) -> str:
+    """The step's time by part."""
+    step, rows = estimate.step, []
+    for term in TERMS:
+        value = getattr(step, term.field)
+        if value:
+            rows.append((term.name, seconds(value), f"{100 * value / step.total_seconds:.1f} %"))
+    rows.append(("together", seconds(step.total_seconds), ""))
+    return table(("time of a step", "", "share"), rows)
+
+
+def fact_table(found: Sequence[Fact]) -> str:
+    """Names and values, both to the left."""
+    width = max(len(fact.name) for fact in found)
+    return "\n".join(f"{fact.name:{width}}  {fact.value}" for fact in found)
+
+
+def beside(left: str, right: str, gap: int = 4) -> list[str]:
+    """Two blocks next to each other, the right one wrapped to what is left of the width."""
+    left_lines = left.splitlines()
+    width = max(map(len, left_lines))
+    room = WIDTH - width - gap
+    right_lines = [part for line in right.splitlines() for part in _wrapped(line, room)]
+    both = zip_longest(left_lines, right_lines, fillvalue="")
+    return [f"{one:{width + gap}}{other}".rstrip() for one, other in both]
+
+
+def _wrapped(line: str, room: int) -> list[str]:
+    name = len(line) - len(line.partition("  ")[2].lstrip()) if "  " in line else 2
+    return textwrap.wrap(line, room, subsequent_indent=" " * name, drop_whitespace=True) or [""]
+
+
+def assumptions(estimate: Estimate) -> list[str]:
+    """Where the figures come from."""
+    found = ["from:"]
+    for said in estimate.assumptions:
+        found += textwrap.wrap(said, WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return found
+
+
+def search_lines(found: Search, asked: str) -> list[str]:
+    """The best layouts, why each loses, and what to paste. asked: `trestle train RECIPE` with the user's overrides."""
+    said = [*textwrap.wrap(tried(found), WIDTH), ""]
+    if found.nearest is not None:
+        return [*said, *nearest(found.nearest, asked)]
+    said += [table(SEARCH_HEADS, [search_row(place, one.estimate) for place, one in enumerate(found.proposals, 1)])]
+    own = found.own
+    if own is not None:
+        place = next((n for n, one in enumerate(found.proposals, 1) if one.overrides == own.overrides), None)
+        said += ["", *_own(own, place)]
+    said += ["", "each loses to the one before by"]
+    for place, one in enumerate(found.proposals[1:], 2):
+        said += textwrap.wrap(one.loses_by, WIDTH, initial_indent=f"{place:>4}  ", subsequent_indent=" " * 6)
+    said += ["", f"to take one: {asked}"]
+    said += [f"{place:>4}  {one.overrides or '(as it is)'}" for place, one in enumerate(found.proposals, 1)]
+    return said
+
+
+SEARCH_HEADS = (
+    *("", "TP", "PP", "VPP", "DP", "micro-batch", "recompute", "ZeRO", "SP"),
+    *("memory a rank", "bubble", "MFU", "tokens/s", "a step"),
+)
+
+
+def search_row(place: int, estimate: Estimate) -> list[object]:
+    layout, step = estimate.parallel, estimate.step
+    return [
+        str(place),
+        layout.tensor,
+        layout.pipeline,
+        layout.virtual_pipeline,
+        estimate.replicas,
+        estimate.micro_batch_size,
+        estimate.recompute,
+        layout.zero_stage,
+        layout.sequence,
+        size(max(stage.memory.peak for stage in estimate.stages)),
+        f"{100 * step.bubble_seconds / step.total_seconds:.1f} %",
+        f"{100 * estimate.mfu:.1f} %",
+        round(estimate.tokens_per_second),
+        seconds(step.total_seconds),
+    ]
+
+
+def _own(own: Proposal, place: int | None) -> list[str]:
+    if place is not None:
+        return [f"the recipe as it is stands in place {place}"]
+    step = seconds(own.estimate.step.total_seconds)
+    unless = "" if own.estimate.fits else " and does not fit"
+    return textwrap.wrap(f"the recipe as it is takes {step} a step{unless}; against the first: {own.loses_by}", WIDTH)
+
+
+def nearest(one: Proposal, asked: str) -> list[str]:
+    """What is said where nothing fits."""
+    limit = one.estimate.accelerator.memory_bytes
+    peak = max(stage.memory.peak for stage in one.estimate.stages)
+    return [
+        f"NOTHING FITS. The nearest is short of {size(peak - limit)}:",
+        *headline(one.estimate)[1:],
+        "",
+        memory_table(one.estimate),
+        "",
+        f"with more nodes, or GPUs of more memory, less is left to each; to see it: {asked} {one.overrides}".rstrip(),
+    ]
+
+
+def tried(found: Search) -> str:
+    """How many layouts there were, and what a start would refuse, in a sentence or two."""
+    said = f"{found.legal:,} legal layouts: {found.fitting:,} fit, {found.legal - found.fitting:,} do not."
+    ordered = sorted(found.refused.items(), key=lambda one: -one[1])
+    refused = ", ".join(f"{number:,} ({why})" for why, number in ordered)
+    return f"{said} Refused: {refused}." if refused else said

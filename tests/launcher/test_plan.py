@@ -1,0 +1,149 @@
+"""`trestle plan` says what a training takes, and starts, writes and imports nothing heavy for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher import cli
+from launcher.sources import shipped_names
+
+
+@pytest.fixture(autouse=True)
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def planned(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert cli.main(["plan", *words]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert cli.main(["plan", *words]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("trestle: ") and said.err.count("\n") == 1
+    return said.err
+
+
+def test_175b_on_1024_gpus_without_torch_ray_or_a_file(tmp_path: Path) -> None:
+    words = ["plan", "gpt3-175b", "--nodes", "128", "--gpus-per-node", "8", "--gpu", "h100"]
+    script = (
+        f"import sys; from launcher.cli import main; code = main({words!r}); "
+        "sys.exit(code or ('torch' in sys.modules or 'ray' in sys.modules))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert lines[0] == "gpt3-175b: 174,604,259,328 parameters on 1,024 h100 (128 nodes x 8)"
+    assert lines[1].startswith("TP 8 x PP 16 x DP 8, sequence parallel, ZeRO 1, bf16")
+    assert "stages 1 - 14" in ended.stdout and "fits: " in ended.stdout
+    assert "6 N 3.3 EFLOP + attention" in ended.stdout and "petaflop/s-days" in ended.stdout
+    assert len(lines) < 45 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_shipped_recipe_is_planned_within_120_columns(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = planned(capsys, name, "--model.vocab_size", "50257")
+    assert "time of a step" in said and "memory a rank" in said
+    assert max(map(len, said.splitlines())) <= 120
+
+
+def test_json_is_all_of_it_in_si_units(capsys: pytest.CaptureFixture[str]) -> None:
+    document = json.loads(planned(capsys, "gpt3-13b", "--json"))["plan"]
+    step, stages = document["step"], document["stages"]
+    parts = [value for key, value in step.items() if key != "total_seconds" and "overlapped" not in key]
+    assert sum(parts) == pytest.approx(step["total_seconds"])
+    assert [stage["stage"] for stage in stages] == list(range(document["parallel"]["pipeline"]))
+    for stage in stages:
+        memory = stage["memory"]
+        kept = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
+        assert memory["peak"] == sum(memory[part] for part in kept)
+    assert document["training"]["cost"] is None and document["checkpoint"]["write_seconds"] is None
+
+
+def test_nodes_and_gpus_come_from_the_recipe_unless_given(capsys: pytest.CaptureFixture[str]) -> None:
+    own = json.loads(planned(capsys, "gpt3-175b", "--json"))["plan"]
+    assert (own["nodes"], own["gpus_per_node"], own["replicas"]) == (128, 8, 8)
+    half = json.loads(planned(capsys, "gpt3-175b", "--nodes", "64", "--json"))["plan"]
+    assert (half["nodes"], half["gpus_per_node"], half["replicas"]) == (64, 8, 4)
+
+
+def test_prices_are_the_users_and_nothing_is_invented_without_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unknown: give --price-per-gpu-hour" in planned(capsys, "gpt3-1.3b")
+    words = ("gpt3-1.3b", "--price-per-gpu-hour", "2.5", "--price-per-kwh", "0.1", "--pue", "1.2", "--json")
+    training = json.loads(planned(capsys, *words))["plan"]["training"]
+    assert training["cost"] == pytest.approx(2.5 * training["gpu_hours"] + 0.1 * training["energy_kwh"])
+    assert training["energy_kwh"] == pytest.approx(0.7 * 1.2 * training["gpu_hours"])
+
+
+REFUSED: list[tuple[list[str], str]] = [
+    (["gpt3-175b", "--parallel.tensor", "16"], "a tensor-parallel group would cross nodes"),
+    (["gpt3-175b", "--parallel.zero_stage", "3"], "which a pipeline schedule keeps in flight"),
+    (["gpt3-125m", "--nodes", "3", "--gpus-per-node", "7"], "is not divisible by 21 data-parallel ranks"),
+    (["clip-vit-b-32", "--parallel.pipeline", "2"], "two towers are not divided into stages"),
+    (["gpt3-125m", "--gpu", "h1000"], "--gpu h1000 is not known; there are "),
+    (["gpt3-126m"], "did you mean gpt3-125m?"),
+    (["gpt3-125m", "--nodes", "0"], "--nodes: 0 is not 1 or more"),
+    (["gpt3-125m", "--pue", "-1"], "--pue: -1 is not above 0"),
+    (["gpt3-125m", "--parallel.tensors", "2"], "parallel.tensor"),
+    (["demo"], "say --model.vocab_size"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"), REFUSED, ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else ""
+)
+def test_what_cannot_be_is_refused_in_one_line(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sentence in refused(capsys, *words)
+
+
+def test_impossible_layouts_are_refused_in_the_words_of_train(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["gpt3-175b", "--parallel.pipeline", "10"]
+    said = refused(capsys, *words)
+    assert cli.main(["train", *words, "--dry-run"]) == 2
+    assert capsys.readouterr().err == said
+
+
+def test_layout_that_does_not_fit_says_what_would(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "gpt3-13b --nodes 1 --gpu a100-40gb --parallel.pipeline 1 --parallel.tensor 8 --training.recompute none"
+    large = [*words.split(), "--batch.micro_batch_size", "16"]
+    said = planned(capsys, *large)
+    assert "DOES NOT FIT: " in said and "would fit:" in said
+    lines = said.splitlines()
+    mend = lines[lines.index("would fit:") + 1].split("  (")[0].split()
+    assert "fits: " in planned(capsys, *large, *mend)
+
+
+def test_a_runs_folder_is_planned_as_its_recipe_stands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["plan", "gpt3-1.3b", "--print_config"]) == 0
+    run = tmp_path / "runs" / "first"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text(capsys.readouterr().out)
+    assert planned(capsys, str(run)) == planned(capsys, "gpt3-1.3b")
+
+
+def test_page_stands_alone_and_names_what_it_shows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    said = planned(capsys, "gpt3-13b", "--run.name", "<b>mine", "--html", "plan.html")
+    assert said.endswith("the page: plan.html\n")
+    page = (tmp_path / "plan.html").read_text()
+    assert (
+        "default-src &#x27;none&#x27;" in page
+        and "<script" not in page
+        and "http" not in page.replace("http-equiv", "")
+    )
+    assert "<b>mine" not in page and "&lt;b&gt;mine" in page
+    assert "url(" not in page and "prefers-color-scheme:dark" in page
+    for said in ("Memory of a rank of each pipeline stage", "Time line of one step", "DP traffic", "gradients"):
+        assert said in page
+    assert refused(capsys, "gpt3-13b", "--html", str(tmp_path)).endswith("plan.html\n")
