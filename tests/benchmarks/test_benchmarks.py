@@ -23,6 +23,10 @@ import pytest
         ("clip", ["samples/s", "loss seconds", "toy"]),
         ("contrastive", ["÷ dense", "fp32 against fp64", "memory beyond the features", "open_clip"]),
         ("pictures", ["Pillow", "Trestle's stream, 4 threads besides", "CPU cores"]),
+        (
+            "scaling",
+            ["sequence: ", "micro-batches: ", "layers: ", "measured ÷ theory", "64, one rank's groups alone"],
+        ),
         ("recovery", ["Trestle, detected", "Trestle, next optimizer step", "measured elsewhere: torchrun"]),
     ],
 )
