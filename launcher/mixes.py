@@ -55,6 +55,30 @@ def show_mix(path: Path, tokens: str | None, pairs: str | None) -> int:
     return _show_text(config, document, there, None if tokens is None else _count(tokens, "tokens", "--tokens"))
 
 
+def epochs(config: DataConfig, length: int, samples: int) -> dict[str, float] | None:
+    """How often each corpus of a mix is read in a run of so many samples of `length` tokens; None where a corpus is
+    neither there nor declares its size. Raises BadShards, BadConfig.
+    """
+    from data_pipeline.pairs.reader import PairSet
+    from data_pipeline.pairs.shards import KIND
+
+    kinds = [_kind(source, config) for source in config.mix]
+    missing = [kind is None for kind in kinds]
+    if not kinds or any(gone and source.tokens is None for gone, source in zip(missing, config.mix, strict=True)):
+        return None
+    if KIND in kinds:
+        if any(missing):
+            return None
+        pairs = [PairSet(source.shards, config.cache) for source in config.mix]
+        sizes = [(shards.name, float(shards.samples)) for shards in pairs]
+    else:
+        found, length = _sizes(config, {"model": {"sequence_length": length}}, [not gone for gone in missing])
+        sizes = [(size.name, size.samples or size.tokens / length) for size in found]
+    names = [name for name, _ in sizes]
+    segments, _ = _segments(config, names, length)
+    return {name: drawn / size for (name, size), drawn in zip(sizes, _drawn(segments, samples), strict=True)}
+
+
 def _kind(source: ShardSource, config: DataConfig) -> str | None:
     """What the samples of a source are, None where it is not there yet."""
     from data_pipeline.shard_reader import kind_of

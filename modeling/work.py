@@ -55,6 +55,15 @@ class Attention:
         # Query i sees min(i + 1, width) keys.
         return self.queries * width - width * (width - 1) / 2
 
+    def tiles(self, tile: int = 128) -> float:
+        """Pairs that a kernel works on which takes queries and keys `tile` at a time, and leaves tiles out that the
+        mask hides.
+        """
+        rows, columns = -(-self.queries // tile), -(-min(self.band or self.keys, self.keys) // tile)
+        if not self.causal:
+            return float(rows * columns * tile * tile)
+        return tile * tile * (rows * columns - columns * (columns - 1) / 2)
+
     def flops(self, *, causal: bool) -> float:
         """Two products of the forward pass; backward has four (what flash kernels compute again left out)."""
         return 4.0 * self.size * self.heads * self.count * self.pairs(causal=causal)
@@ -105,6 +114,12 @@ class Work:
         return sum(one.flops(causal=causal) for one in self.attention if one.again)
 
 
+_PASSES = {"gelu": (4.0, 4.0), "quickgelu": (9.0, 15.0), "swiglu": (5.0, 13.0)}
+"""Times that an MLP's inner width is moved, forward and backward: bias and nonlinearity; x sigmoid(1.702 x) is three
+kernels, and SwiGLU two over halves without biases.
+"""
+
+
 @dataclass(frozen=True)
 class LayerShape:
     """A transformer layer on one tensor-parallel rank."""
@@ -114,7 +129,7 @@ class LayerShape:
     kv: int
     """Width of all keys."""
     ffn: int
-    gated: bool = False
+    activation: str = "gelu"
 
     def work(
         self,
@@ -133,7 +148,9 @@ class LayerShape:
         """`layers` such layers. `bands`: (keys that a query sees, layers); none: all of them see everything."""
         h, f, tokens = self.hidden, self.ffn, float(samples * positions)
         gradients = 0 if locked else 2
-        mlp_again, all_again = recompute in ("selective", "full") and not locked, recompute == "full" and not locked
+        # "attention" is what Korthikanti et al. 2022 call selective; ours computes the MLP again as well.
+        recompute = "none" if locked else recompute
+        all_again, mlp_again = recompute == "full", recompute in ("selective", "full")
 
         def product(name: str, m: float, n: float, k: float, again: bool) -> Product:
             return Product(f"{prefix}{name}", m, n, k, layers, gradients, again)
@@ -141,7 +158,7 @@ class LayerShape:
         products = (
             product("qkv", tokens, (h + 2 * self.kv) / tensor, h, all_again),
             product("projection", tokens, h, h / tensor, all_again),
-            product("fc1", tokens, f * (2 if self.gated else 1) / tensor, h, mlp_again),
+            product("fc1", tokens, f * (2 if self.activation == "swiglu" else 1) / tensor, h, mlp_again),
             product("fc2", tokens, h, f / tensor, mlp_again),
         )
         attention = tuple(
@@ -154,7 +171,7 @@ class LayerShape:
                 causal,
                 band,
                 not locked,
-                mlp_again,
+                recompute != "none",
             )
             for band, count in (tuple(bands) or ((None, layers),))
         )
@@ -166,30 +183,24 @@ class LayerShape:
         """Passes over activations, kernel by kernel as eager torch runs them.
 
         Forward, a position: each of two norms reads and writes h; each of two residual branches adds a bias (2 h) and
-        adds itself (3 h); attention's result is copied once (2 h); the MLP adds its bias and applies its nonlinearity
-        (2 widths each; gated: one product of two halves, 3 half widths, in place of the bias). Backward reads one
-        tensor more in each norm and each nonlinearity, and sums bias gradients.
+        adds itself (3 h); attention's result is copied (2 h). Backward: a norm moves 3 h, a residual adds two gradients
+        (3 h) and sums a bias's (h); attention's gradients are copied and put together, and the bias's summed.
         """
-        h, f = self.hidden, self.ffn / tensor
+        h, qkv = self.hidden, self.hidden + 2 * self.kv
         whole = tokens * h / (tensor if sequence else 1)
-        inner = (8 if self.gated else 4) * f * tokens
+        inner, inner_back = _PASSES[self.activation]
         back = 0.0 if locked else 1.0
-        again = recompute == "full" and not locked
+        again = recompute == "full"
+        part = layers * tokens / tensor
         return (
-            Traffic(f"{prefix}norms and residuals", layers * 14 * whole, back * layers * 16 * whole, 6 * layers, again),
-            Traffic(
-                f"{prefix}attention's copies",
-                layers * 2 * tokens * h / tensor,
-                back * layers * 2 * tokens * h / tensor,
-                4 * layers,
-                again,
-            ),
+            Traffic(f"{prefix}norms and residuals", layers * 14 * whole, back * layers * 14 * whole, 6 * layers, again),
+            Traffic(f"{prefix}attention's copies", part * 2 * h, back * part * (2 * h + 3 * qkv), 2 * layers, again),
             Traffic(
                 f"{prefix}nonlinearity",
-                layers * inner,
-                back * layers * 1.5 * inner,
-                3 * layers,
-                recompute != "none" and not locked,
+                part * inner * self.ffn,
+                back * part * inner_back * self.ffn,
+                layers * inner / 2,
+                recompute in ("selective", "full"),
             ),
         )
 

@@ -67,7 +67,9 @@ def compute_seconds(work: Work, parameters: float, device: Device) -> ComputeSec
         first, back = _traffic(traffic, device)
         forward, backward = forward + first, backward + back
         again += first if traffic.again else 0.0
-    return ComputeSeconds(forward, backward + device.move(parameters * device.habits.gradient_bytes), again)
+    backward += device.move(parameters * device.habits.gradient_bytes)
+    kept_up = device.efficiency.sustained
+    return ComputeSeconds(forward / kept_up, backward / kept_up, again / kept_up)
 
 
 def _product(product: Product, device: Device) -> tuple[float, float]:
@@ -83,7 +85,7 @@ def _product(product: Product, device: Device) -> tuple[float, float]:
 def _attention(attention: Attention, device: Device) -> tuple[float, float]:
     if device.habits.flash_attention:
         rate = device.efficiency.attention * device.peak
-        forward = attention.flops(causal=True) / rate
+        forward = 4.0 * attention.size * attention.heads * attention.tiles() * attention.count / rate
         start = attention.count * device.efficiency.start
         return forward + start, _FLASH_BACKWARD * forward + start
     heads, size = attention.heads, attention.size

@@ -24,6 +24,8 @@ __all__ = ["Estimate", "Prices", "estimate"]
 
 PETAFLOP_S_DAY = 8.64e19
 """Operations (Brown et al. 2020, table D.1's caption)."""
+_BATCH_LOSS = 0.30
+"""Of the peak in fp32: 218 ms for 32,768 pairs of 512 features on an H100 (tests/benchmarks/README.md)."""
 _STATE_BYTES = 12
 """A parameter's master weight and two moments, as a checkpoint keeps them."""
 
@@ -56,7 +58,7 @@ def estimate(
     def at(size_: int) -> StepTime:
         loss = kind.batch_loss_flops(recipe.model, size_, replicas) if kind.batch_loss_flops else 0.0
         count = -(-size_ // (replicas * batch.micro_batch_size))
-        return whole.seconds(count, loss / (efficiency.ceiling * accelerator.fp32_flops))
+        return whole.seconds(count, loss / (_BATCH_LOSS * accelerator.fp32_flops))
 
     step = at(batch.global_batch_size)
     flops = _flops(recipe, kind, replicas, micro_batches)
@@ -113,8 +115,12 @@ def _kind(stage: int, pipeline: int) -> int:
 
 
 def _stage_times(recipe: Recipe, kind: Family, stage: int, device: Device, ways: Links) -> StageTimes:
-    parallel, samples, recompute = recipe.parallel, recipe.batch.micro_batch_size, recipe.training.recompute
-    footprint = kind.footprint(recipe.model, parallel, stage, recompute)
+    parallel, samples = recipe.parallel, recipe.batch.micro_batch_size
+    recompute: str = recipe.training.recompute
+    sums = recompute
+    if recompute == "selective" and device.habits.attention_only:
+        recompute, sums = "attention", "none"
+    footprint = kind.footprint(recipe.model, parallel, stage, sums)
     trained = sum(p.numel for p in footprint.parameters if p.trainable)
     work = kind.work(recipe.model, parallel, stage, samples, recompute)
     return stage_times(footprint, compute_seconds(work, trained, device), parallel, samples, device, ways)

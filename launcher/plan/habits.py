@@ -15,12 +15,18 @@ class Habits:
     """Elementwise passes over memory, relative to one kernel an operation."""
     fused_kernels: float = 1.0
     """Kernels started for them, relative to one an operation."""
+    attention_only: bool = False
+    """Selective recomputation is of attention's core alone (Korthikanti et al. 2022), not of the MLP as well."""
+    gradient_width: float = 4.0
+    """Bytes of a gradient on its way to the data-parallel peers."""
     data_overlap: float = 0.0
     """Of reducing gradients and gathering weights, behind one micro-batch's backward and forward."""
     tensor_overlap: float = 0.0
     """Of tensor-parallel collectives, behind the products around them."""
     pipeline_overlap: float = 0.0
     """Of handing activations to the next stage."""
+    scatter_gather: bool = False
+    """A tensor-parallel rank hands over its part alone, and the part is gathered again (Narayanan et al. 2021, 4.1)."""
     gradient_bytes: float = 10.0
     """Bytes a parameter and micro-batch for adding its gradient to the sum: read in bf16, read and written in fp32."""
     sweep_bytes: float = 20.0

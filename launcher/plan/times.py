@@ -41,6 +41,8 @@ def stage_times(
     sent = links.seconds(bytes_, links.tensor, collectives if tensor > 1 else 0)
     hidden = device.habits.tensor_overlap * sent
     handed = footprint.boundary * samples * device.width
+    if device.habits.scatter_gather and not parallel.sequence:
+        handed /= tensor
     return StageTimes(
         footprint=footprint,
         numel=footprint.numel,
@@ -111,6 +113,8 @@ class Step:
         """Seconds of data-parallel communication that wait, and those that hide; the largest stage's."""
         footprint, links, slowest = self.largest.footprint, self.links, self.slowest
         traffic = data_traffic(footprint, self.parallel, self.precision, self.replicas, micro_batches)
+        if "gradients" in traffic:
+            traffic["gradients"] *= self.device.habits.gradient_width / FP32
         sent = sum(links.seconds(bytes_, links.data) for bytes_ in traffic.values())
         behind = slowest.compute.backward + slowest.compute.forward
         hidden = min(self.device.habits.data_overlap * sent, behind)
@@ -123,7 +127,7 @@ class Step:
         """Passes over gradients and state, which memory bounds; an offloaded state, the way to the host."""
         habits, device, trained = self.device.habits, self.device, self.largest.trained
         share = trained / self.replicas if self.parallel.zero_stage else trained
-        seconds = device.move(trained * habits.sweep_bytes)
+        seconds = device.move((share if self.parallel.zero_stage >= 2 else trained) * habits.sweep_bytes)
         if self.parallel.offload_optimizer:  # gradients go there in fp32, weights come back in bf16
             return seconds + share * (FP32 + 2) / device.accelerator.host_bandwidth
         return seconds + device.move(share * habits.adam_bytes)

@@ -21,7 +21,7 @@ def similarities(config: CLIPConfig, batch: int, replicas: int) -> float:
 
 def _vision(config: CLIPConfig, layout: Layout, samples: int, recompute: str) -> Work:
     w, locked, positions = config.vision_width, config.lock_image, config.kept_patches + 1
-    layers = LayerShape(w, config.vision_heads, w, 4 * w).work(
+    layers = LayerShape(w, config.vision_heads, w, 4 * w, config.activation).work(
         prefix="vision ",
         layers=config.vision_layers,
         samples=samples,
@@ -55,7 +55,7 @@ def _vision(config: CLIPConfig, layout: Layout, samples: int, recompute: str) ->
 
 def _text(config: CLIPConfig, layout: Layout, samples: int, recompute: str) -> Work:
     w, locked, positions = config.text_width, config.lock_text, config.context_length
-    layers = LayerShape(w, config.text_heads, w, 4 * w).work(
+    layers = LayerShape(w, config.text_heads, w, 4 * w, config.activation).work(
         prefix="text ",
         layers=config.text_layers,
         samples=samples,

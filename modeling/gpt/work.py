@@ -23,7 +23,7 @@ def work(config: GPTConfig, layout: Layout, stage: int, samples: int, recompute:
         heads=config.num_attention_heads,
         kv=config.query_groups * config.head_size,
         ffn=config.ffn_size,
-        gated=config.activation == "swiglu",
+        activation=config.activation,
     )
     shares = Counter(config.band_of_layer())
     parts = [
