@@ -8,24 +8,23 @@ a checkpoint. A device that runs out of memory is a result as well.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tests.benchmarks.gpu_search import MEMORY, OK
-from tests.benchmarks.trace_shares import PHASE, shares
+from tests.benchmarks.trace_shares import shares
 from training import trainer, worker
 from training.figures import device_name
 from training.metrics import StepClock
 from training.process import Heartbeat, RankEnvironment
+from training.trace import PHASE, read_trace
 
 FLOOR_STEPS = 3
 """What is timed at the least."""
@@ -34,10 +33,9 @@ FLOOR_STEPS = 3
 class MarkedClock(StepClock):
     """The trainer's clock, whose phases a profile shows as well."""
 
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        with torch.profiler.record_function(PHASE + name), super().phase(name):
-            yield
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.around = lambda phase: torch.profiler.record_function(PHASE + phase)
 
 
 class Watch(Heartbeat):
@@ -99,7 +97,7 @@ class Watch(Heartbeat):
         with tempfile.TemporaryDirectory(prefix="trestle-profile-") as folder:
             file = Path(folder) / "trace.json"
             self.profile.export_chrome_trace(str(file))
-            self.figures |= shares(json.loads(file.read_text())["traceEvents"])
+            self.figures |= shares(read_trace(file)["traceEvents"])
         self.figures["profiled_steps"] = self.options.profile_steps
         finish(self.options.result, {"status": OK, **self.figures})
 

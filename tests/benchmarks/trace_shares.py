@@ -12,12 +12,10 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-PHASE = "trestle:"
-"""What the marks of the trainer's phases begin with."""
+from training.trace import ON_GPU, PHASE
 
 Interval = tuple[float, float]
 
-_ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
 _KINDS: list[tuple[str, str]] = [  # the first pattern that a kernel's name matches says what it does
     ("attention", r"flash|fmha|sdpa|attention"),
@@ -36,7 +34,7 @@ def shares(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     phases = [(str(e["name"])[len(PHASE) :], _interval(e)) for e in spans if _is_phase(e)]
     if not phases:
         raise ValueError(f"the trace has no phase: no span's name begins with {PHASE}")
-    device = [e for e in spans if e.get("cat") in _ON_DEVICE]
+    device = [e for e in spans if e.get("cat") in ON_GPU]
     begun = min(interval[0] for _, interval in phases)
     ended = max(interval[1] for interval in [*(i for _, i in phases), *map(_interval, device)])
     wall = ended - begun
