@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from data_pipeline.batching import BatchSchedule, Duration
 from launcher.job import Job
-from launcher.plan.compute import Device, compute_seconds
+from launcher.plan.compute import Device
 from launcher.plan.efficiency import Efficiency, default_efficiency
 from launcher.plan.figures import Checkpoint, Estimate, Flops, Prices, StageEstimate, StepTime, Training
 from launcher.plan.habits import Habits, trestle
 from launcher.plan.hardware import Accelerator
-from launcher.plan.links import Links, links
-from launcher.plan.times import StageTimes, Step, stage_times
+from launcher.plan.links import links
+from launcher.plan.stages import all_stages, stands_for, whole_model
+from launcher.plan.times import StageTimes, Step
 from launcher.tables import size
-from modeling.layout import Layout
 from modeling.registry import Family, family
 from training.footprint import width
-from training.memory import rank_memory
+from training.memory import RankMemory, rank_memory
 from training.recipe import Recipe
 
 __all__ = ["Estimate", "Prices", "estimate"]
@@ -38,8 +38,13 @@ def estimate(
     efficiency: Efficiency | None = None,
     habits: Habits | None = None,
     storage_bandwidth: float | None = None,
+    every_stage: bool = True,
 ) -> Estimate:
-    """Of a job that has been checked and whose vocabulary is known; `storage_bandwidth`: bytes a second, all together.
+    """Of a job that has been checked and whose vocabulary is known.
+
+    storage_bandwidth: bytes a second, all ranks together.
+    every_stage: False gives stages between the first and the last the memory of the second, which is the largest of
+        theirs: faster, for a search.
 
     Raises ModelError while the vocabulary is not known.
     """
@@ -51,8 +56,7 @@ def estimate(
     habits = habits or trestle(training.compile, parallel.sequence)
     device = Device(accelerator, efficiency, habits, width(training.precision))
     ways = links(parallel, replicas, job.cluster.ranks_per_node, accelerator, efficiency)
-    kinds = {stage: _stage_times(recipe, kind, stage, device, ways) for stage in _kinds(parallel.pipeline)}
-    times = [kinds[_kind(stage, parallel.pipeline)] for stage in range(parallel.pipeline)]
+    times = all_stages(recipe, device, ways)
     whole = Step(times, parallel, replicas, training.precision, device, ways, kind.couples_batch)
 
     def at(size_: int) -> StepTime:
@@ -64,7 +68,7 @@ def estimate(
     flops = _flops(recipe, kind, replicas, micro_batches)
     tokens = batch.global_batch_size * recipe.model.sequence_length
     attainable = world * accelerator.peak_flops * step.total_seconds
-    stages = tuple(_stage(recipe, world, number, one) for number, one in enumerate(times))
+    stages = tuple(_stages(recipe, world, times, every_stage))
     why_not = _why_not(stages, accelerator)
     schedule = BatchSchedule(batch, recipe.model.sequence_length)
     steps = _steps(recipe, schedule)
@@ -105,37 +109,24 @@ def estimate(
     )
 
 
-def _kinds(pipeline: int) -> list[int]:
-    """Stages that differ: the first, the last and one between them."""
-    return sorted({0, min(1, pipeline - 1), pipeline - 1})
+def _stages(recipe: Recipe, world: int, times: Sequence[StageTimes], every_stage: bool) -> Iterator[StageEstimate]:
+    pipeline, known = recipe.parallel.pipeline, dict[int, RankMemory]()
+    for number, one in enumerate(times):
+        asked = number if every_stage else stands_for(number, pipeline)
+        memory = known[asked] if asked in known else known.setdefault(asked, rank_memory(recipe, world, asked))
+        yield _stage(recipe, number, one, memory)
 
 
-def _kind(stage: int, pipeline: int) -> int:
-    return stage if stage in (0, pipeline - 1) else 1
-
-
-def _stage_times(recipe: Recipe, kind: Family, stage: int, device: Device, ways: Links) -> StageTimes:
-    parallel, samples = recipe.parallel, recipe.batch.micro_batch_size
-    recompute: str = recipe.training.recompute
-    sums = recompute
-    if recompute == "selective" and device.habits.attention_only:
-        recompute, sums = "attention", "none"
-    footprint = kind.footprint(recipe.model, parallel, stage, sums)
-    trained = sum(p.numel for p in footprint.parameters if p.trainable)
-    work = kind.work(recipe.model, parallel, stage, samples, recompute)
-    return stage_times(footprint, compute_seconds(work, trained, device), parallel, samples, device, ways)
-
-
-def _stage(recipe: Recipe, world: int, number: int, times: StageTimes) -> StageEstimate:
+def _stage(recipe: Recipe, number: int, times: StageTimes, memory: RankMemory) -> StageEstimate:
     return StageEstimate(
         stage=number,
         parameters=times.numel,
-        memory=rank_memory(recipe, world, number),
+        memory=memory,
         forward_seconds=times.compute.forward,
         backward_seconds=times.compute.backward,
         recompute_seconds=times.compute.recompute,
         tensor_seconds=times.tensor,
-        tensor_forward_seconds=times.tensor / 3,
+        tensor_forward_seconds=times.tensor_forward,
         handover_seconds=times.handover if recipe.parallel.pipeline > 1 else 0.0,
     )
 
@@ -144,7 +135,7 @@ def _flops(recipe: Recipe, kind: Family, replicas: int, micro_batches: int) -> F
     """Of a step: from the whole model as one rank would compute a sample, times the samples."""
     samples = recipe.batch.global_batch_size
     tokens = samples * recipe.model.sequence_length
-    work = kind.work(recipe.model, Layout(), 0, 1, recipe.training.recompute)
+    work = whole_model(recipe.model, recipe.training.recompute)
     attention, causal = (work.attention_training(causal=flag) for flag in (False, True))
     per_token = kind.flops_per_token(recipe.model)
     matmul = per_token * tokens - attention * samples

@@ -23,6 +23,8 @@ class StageTimes:
     compute: ComputeSeconds
     tensor: float
     """As far as it waits."""
+    tensor_forward: float
+    """Of that, in the forward pass."""
     tensor_overlapped: float
     handover: float
     """Of one exchange with a neighbour."""
@@ -31,7 +33,15 @@ class StageTimes:
 
 
 def stage_times(
-    footprint: Footprint, compute: ComputeSeconds, parallel: ParallelConfig, samples: int, device: Device, links: Links
+    footprint: Footprint,
+    numel: int,
+    trained: int,
+    compute: ComputeSeconds,
+    parallel: ParallelConfig,
+    samples: int,
+    recompute: str,
+    device: Device,
+    links: Links,
 ) -> StageTimes:
     """Communication of a micro-batch of `samples` added to its computation."""
     tensor = parallel.tensor
@@ -40,15 +50,19 @@ def stage_times(
     collectives = max(1.0, sum(p.name.endswith("linear_proj.weight") for p in footprint.parameters)) * 4
     sent = links.seconds(bytes_, links.tensor, collectives if tensor > 1 else 0)
     hidden = device.habits.tensor_overlap * sent
+    # A layer's sums as `modeling.footprint.Layer.summed` counts them: two of them are forward's. Backward's hide first.
+    forward = 2 / (4 + parallel.sequence + {"none": 0, "selective": 1, "full": 2}[recompute]) * sent
+    forward -= max(0.0, hidden - (sent - forward))
     handed = footprint.boundary * samples * device.width
     if device.habits.scatter_gather and not parallel.sequence:
         handed /= tensor
     return StageTimes(
         footprint=footprint,
-        numel=footprint.numel,
-        trained=sum(p.numel for p in footprint.parameters if p.trainable),
+        numel=numel,
+        trained=trained,
         compute=compute,
         tensor=sent - hidden,
+        tensor_forward=forward,
         tensor_overlapped=hidden,
         handover=(1 - device.habits.pipeline_overlap) * links.seconds(handed, links.pipeline),
         seconds=compute.total + sent - hidden,
@@ -89,7 +103,7 @@ class Step:
         """With so many micro-batches a rank; `batch_loss`: seconds of a loss over the whole batch."""
         m, slowest = micro_batches, self.slowest
         twice = self.couples_batch and m > 1
-        first_pass = slowest.compute.forward + slowest.tensor / 3 if twice else 0.0
+        first_pass = slowest.compute.forward + slowest.tensor_forward if twice else 0.0
         data, overlapped = self._once or self._data(m)
         compute = m * (slowest.compute.forward + slowest.compute.backward)
         recompute = m * (slowest.compute.recompute + first_pass)
