@@ -11,6 +11,8 @@ STYLE = """
 .t-loss{fill:var(--c6);background:var(--c6)}.t-data{fill:var(--c1);background:var(--c1)}
 .t-optimizer{fill:var(--c7);background:var(--c7)}
 .plan{height:auto;overflow:visible;margin-top:10px}
+figure:has(.plan){overflow-x:auto}.plan{min-width:760px}
+@media (max-width:820px){.meaning{display:none}}
 .plan text{font-size:12px;fill:var(--muted);font-family:inherit}
 .plan .on{fill:#0c0d10;font-size:11px;text-anchor:middle}
 .plan .part{stroke:var(--paper);stroke-width:.75}.plan .limit{stroke:var(--ink);stroke-width:1.5;stroke-dasharray:5 3}

@@ -51,22 +51,25 @@ def parser() -> Parser:
         "Any key of the recipe can be set with --SECTION.KEY VALUE, the layout too; --search finds the fastest one.",
         "  trestle plan gpt3-175b --nodes 128 --gpus-per-node 8 --gpu h100\n"
         "  trestle plan gpt3-13b --nodes 8 --search --html plan.html\n"
-        "  trestle plan gpt3-6.7b --gpu a100 --parallel.tensor 2 --price-per-gpu-hour 2.50\n"
+        "  trestle plan gpt3-6.7b --nodes 4 --gpu a100 --parallel.tensor 2 --price-per-gpu-hour 2.50\n"
         "  trestle plan runs/first --gpu h200 --json",
         takes_overrides=True,
     )
     add_recipe(made)
-    made.add_argument("--nodes", type=_whole, help="nodes of the cluster; as cluster.nodes where left out")
-    made.add_argument("--gpus-per-node", type=_whole, help="GPUs of each; as cluster.ranks_per_node where left out")
-    made.add_argument("--gpu", default=USUAL_GPU, help=f"which: {', '.join(ACCELERATORS)}; {USUAL_GPU} where left out")
+    made.add_argument("--nodes", type=_whole, metavar="N", help="nodes of the cluster; cluster.nodes where left out")
+    made.add_argument("--gpus-per-node", type=_whole, metavar="N", help="cluster.ranks_per_node where left out")
+    made.add_argument(
+        "--gpu", metavar="NAME", default=USUAL_GPU, help=f"{USUAL_GPU} where left out; of {', '.join(ACCELERATORS)}"
+    )
     made.add_argument("--search", action="store_true", help="try all legal layouts, and show the ten fastest")
     made.add_argument("--json", action="store_true", help="all of it as JSON, in SI units")
     made.add_argument("--html", metavar="FILE", type=Path, help="write it as a page with pictures, in one file")
-    prices = made.add_argument_group("what things cost (nothing is assumed)")
-    prices.add_argument("--price-per-gpu-hour", type=_amount, help="in any currency")
-    prices.add_argument("--price-per-kwh", type=_amount, help="in the same")
+    prices = made.add_argument_group("what things cost (nothing is assumed), in any one currency")
+    prices.add_argument("--price-per-gpu-hour", type=_amount, metavar="PRICE", help="of a GPU with all around it")
+    prices.add_argument("--price-per-kwh", type=_amount, metavar="PRICE", help="of the GPUs' energy, times the PUE")
     prices.add_argument("--pue", type=_amount, default=1.0, help="power of the whole site over that of its GPUs")
     better = made.add_argument_group("what you know better")
+    better.add_argument("--network-bandwidth", type=_amount, metavar="GB/S", help="of a GPU to other nodes, one way")
     better.add_argument(
         "--storage-bandwidth", type=_amount, metavar="GB/S", help="of all ranks together, for checkpoints"
     )
@@ -83,6 +86,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(asked.explained(), end="")
         return 0
     kind = accelerator(arguments.gpu)
+    if arguments.network_bandwidth is not None:
+        kind = replace(kind, network_bandwidth=1e9 * arguments.network_bandwidth)
     job = on_hardware(asked, arguments.nodes, arguments.gpus_per_node)
     answer = _answer(arguments, job, asked, kind, shlex.join(["trestle", "train", arguments.recipe, *overrides]))
     if arguments.html is not None:

@@ -17,7 +17,7 @@ from launcher.plan.layouts import layouts
 from launcher.plan.mend import Mend
 from launcher.plan.reasons import peak
 from launcher.plan.search import Search
-from launcher.plan.show import alike, fit, of_limit, shown, split, tried
+from launcher.plan.show import alike, fit, of_limit, own_place, shown, split, tried
 from launcher.plan.terms import MEMORY, TERMS, seconds
 from launcher.plan.timeline import time_line
 from launcher.tables import size
@@ -104,10 +104,9 @@ def _warning(estimate: Estimate, mends: Sequence[Mend]) -> Html | None:
 def _search(found: Search | None, command: str) -> Html | None:
     if found is None or not found.proposals:
         return None if found is None else section("The search", element("p", tried(found)))
-    lead = f"{tried(found)} Take one with its overrides behind "
-    return element(
-        "section", element("h2", "The fastest layouts"), element("p", lead, element("code", command)), layouts(found)
-    )
+    own = element("p", f"{own_place(found)}.", class_="note") if found.own else None
+    lead = element("p", f"{tried(found)} Take one with its overrides behind ", element("code", command), ".")
+    return element("section", element("h2", "The fastest layouts"), lead, layouts(found), own)
 
 
 def _memory_lead(estimate: Estimate) -> str:
@@ -159,11 +158,11 @@ def _step_table(estimate: Estimate) -> Html:
             "th", element("span", class_=f"swatch {term.colour}", aria_hidden="true"), term.name, scope="row"
         )
         cells = (element("td", picture, class_="wide"), number(seconds(value)), number(percent(value / total)))
-        rows.append(element("tr", name, *cells, element("td", term.meaning, class_="none")))
+        rows.append(element("tr", name, *cells, element("td", term.meaning, class_="none meaning")))
     foot = element(
         "tr", element("th", "together", scope="row"), element("td"), number(seconds(total)), element("td", colspan=2)
     )
-    head = [("Part", ""), ("", "wide"), ("time", "number"), ("share", "number"), ("what it is", "")]
+    head = [("Part", ""), ("", "wide"), ("time", "number"), ("share", "number"), ("what it is", "meaning")]
     return table("Time of a step by part", head, rows, foot)
 
 

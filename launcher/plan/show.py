@@ -165,10 +165,8 @@ def search_lines(found: Search, asked: str) -> list[str]:
     if found.nearest is not None:
         return [*said, *nearest(found.nearest, asked)]
     said += [table(SEARCH_HEADS, [search_row(place, one.estimate) for place, one in enumerate(found.proposals, 1)])]
-    own = found.own
-    if own is not None:
-        place = next((n for n, one in enumerate(found.proposals, 1) if one.overrides == own.overrides), None)
-        said += ["", *_own(own, place)]
+    if found.own is not None:
+        said += ["", *textwrap.wrap(own_place(found), WIDTH)]
     said += ["", "each loses to the one before by"]
     for place, one in enumerate(found.proposals[1:], 2):
         said += textwrap.wrap(one.loses_by, WIDTH, initial_indent=f"{place:>4}  ", subsequent_indent=" " * 6)
@@ -203,12 +201,17 @@ def search_row(place: int, estimate: Estimate) -> list[object]:
     ]
 
 
-def _own(own: Proposal, place: int | None) -> list[str]:
+def own_place(found: Search) -> str:
+    """How the recipe's own layout does; empty where it cannot start."""
+    own = found.own
+    if own is None:
+        return ""
+    place = next((n for n, one in enumerate(found.proposals, 1) if one.overrides == own.overrides), None)
     if place is not None:
-        return [f"the recipe as it is stands in place {place}"]
-    step = seconds(own.estimate.step.total_seconds)
+        return f"The recipe as it is stands in place {place}"
     unless = "" if own.estimate.fits else " and does not fit"
-    return textwrap.wrap(f"the recipe as it is takes {step} a step{unless}; against the first: {own.loses_by}", WIDTH)
+    step = seconds(own.estimate.step.total_seconds)
+    return f"The recipe as it is takes {step} a step{unless}; against the first: {own.loses_by}"
 
 
 def nearest(one: Proposal, asked: str) -> list[str]:

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from data_pipeline.report.charts import described
 from data_pipeline.report.markup import Html, element
@@ -35,8 +36,18 @@ NAMES = {
 }
 """What is drawn, under the names that people read."""
 
-Span = tuple[str, float, float]
-"""(kind, begin, end), in seconds."""
+MOST_LABELS = 600
+"""Boxes that carry a letter and the number of their micro-batch, where there is room for it."""
+
+
+class Span(NamedTuple):
+    """What a stage does for a while; seconds from the step's start."""
+
+    kind: str
+    begin: float
+    end: float
+    label: str = ""
+    """F3 and B3: the passes of the third micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +89,11 @@ def lanes_of(estimate: Estimate) -> list[Lane]:
     loss: list[Span] = []
     if estimate.couples_batch:  # a loss over the whole batch comes after all forward passes, before the first backward
         known = events[0][estimate.micro_batches - 1].end
-        loss = [("loss", known, known + step.batch_loss_seconds)]
+        loss = [Span("loss", known, known + step.batch_loss_seconds)]
         events = [[_later(one, step.batch_loss_seconds) if one.begin >= known else one for one in events[0]]]
     drained = max(of[-1].end for of in events)
     reduced = drained + step.data_seconds
-    after: list[Span] = [("data", drained, reduced), ("optimizer", reduced, reduced + step.optimizer_seconds)]
+    after = [Span("data", drained, reduced), Span("optimizer", reduced, reduced + step.optimizer_seconds)]
     return [
         Lane(stage.stage, (*_spans(_shares(stage, chunks), of, drained, loss), *after))
         for stage, of in zip(stages, events, strict=True)
@@ -112,21 +123,22 @@ def _spans(
 ) -> Iterator[Span]:
     """Passes, divided among computing and sending, and the waiting between them; `loss` stands where nothing runs."""
     yield from loss
-    lost = {begin for _, begin, _ in loss}
+    lost = {one.begin for one in loss}
     before = 0.0
     for event in events:
         if event.begin > before and before not in lost:
-            yield "bubble", before, event.begin
+            yield Span("bubble", before, event.begin)
         parts = shares[event.work.kind]
         whole, begin = sum(part for _, part in parts) or 1.0, event.begin
         for kind, part in parts:
             end = begin + (event.end - event.begin) * part / whole
             if end > begin:
-                yield kind, begin, end
+                label = f"{kind[0].upper()}{event.work.micro_batch + 1}" if kind == event.work.kind else ""
+                yield Span(kind, begin, end, label)
             begin = end
         before = event.end
     if drained > before:
-        yield "bubble", before, drained
+        yield Span("bubble", before, drained)
 
 
 def axis_of(estimate: Estimate, lanes: Sequence[Lane]) -> Axis:
@@ -135,17 +147,17 @@ def axis_of(estimate: Estimate, lanes: Sequence[Lane]) -> Axis:
     Shown are the first stage's passes until after its first backward ones, and the end from the last stage's last
     `FEWEST` passes on.
     """
-    end = max(end for lane in lanes for _, _, end in lane.spans)
+    end = max(span.end for lane in lanes for span in lane.spans)
     first, last = (_passes(lanes[place]) for place in (0, -1))
-    backward = next(number for number, span in enumerate(first) if span[0] == "backward")
+    backward = next(number for number, span in enumerate(first) if span.kind == "backward")
     shown = FEWEST if estimate.couples_batch else max(FEWEST, backward + 5)
     if len(first) <= 2 * shown + FEWEST:
         return Axis(end, None)
-    return Axis(end, (first[shown][1], last[-FEWEST][1]))
+    return Axis(end, (first[shown].begin, last[-FEWEST].begin))
 
 
 def _passes(lane: Lane) -> list[Span]:
-    return sorted((span for span in lane.spans if span[0] in ("forward", "backward")), key=lambda span: span[1])
+    return sorted((s for s in lane.spans if s.kind in ("forward", "backward")), key=lambda span: span.begin)
 
 
 def time_line(estimate: Estimate) -> Html:
@@ -156,14 +168,15 @@ def time_line(estimate: Estimate) -> Html:
     height = pitch - min(4.0, 0.25 * pitch)
     every = math.ceil(13.0 / pitch)
     paths: dict[str, list[str]] = defaultdict(list)
-    names = []
+    names, labels = [], []
     for place, lane in enumerate(lanes):
         top = TOP + pitch * place
         if place % every == 0:
             label = f"stage {lane.stage}" if len(lanes) > 1 else "each rank"
             names.append(element("text", label, x=0.0, y=top + height / 2 + 4))
-        for kind, begin, end in lane.spans:
-            paths[kind] += _boxes(axis, begin, end, top, height)
+        for span in lane.spans:
+            paths[span.kind] += _boxes(axis, span.begin, span.end, top, height)
+            labels += _label(axis, span, top + height / 2 + 4) if height >= 13 else []
     below = TOP + pitch * len(lanes)
     drawn = [
         element("path", element("title", NAMES[kind]), d="".join(paths[kind]), class_=f"t-{kind}")
@@ -176,6 +189,7 @@ def time_line(estimate: Estimate) -> Html:
         _spoken(estimate, axis),
         *names,
         *drawn,
+        *labels[:MOST_LABELS],
         *_ticks(axis, below),
         viewBox=f"0 0 {WIDTH:g} {below + BOTTOM:g}",
         class_="plan",
@@ -195,6 +209,14 @@ def _boxes(axis: Axis, begin: float, end: float, top: float, height: float) -> I
             width -= min(SEAM, 0.2 * width)
             if width > 0.05:
                 yield f"M{x:.2f} {top:.1f}h{width:.2f}v{height:.1f}h-{width:.2f}z"
+
+
+def _label(axis: Axis, span: Span, y: float) -> Iterator[Html]:
+    """A letter and a number, if all of the box is there and wide enough."""
+    left, right = axis.at(span.begin), axis.at(span.end)
+    hidden = axis.cut is not None and span.begin < axis.cut[1] and span.end > axis.cut[0]
+    if span.label and not hidden and right - left > 7.0 * len(span.label) + 3:
+        yield element("text", span.label, x=(left + right) / 2, y=y, class_="on")
 
 
 def _ticks(axis: Axis, below: float) -> Iterator[Html]:
