@@ -168,7 +168,8 @@ def time_line(estimate: Estimate) -> Html:
     height = pitch - min(4.0, 0.25 * pitch)
     every = math.ceil(13.0 / pitch)
     paths: dict[str, list[str]] = defaultdict(list)
-    names, labels = [], []
+    names: list[Html] = []
+    labels: list[Html] = []
     for place, lane in enumerate(lanes):
         top = TOP + pitch * place
         if place % every == 0:

@@ -70,9 +70,9 @@ def test_time_line_ends_when_the_estimate_says(chunks: int) -> None:
     )
     found = estimate(job, accelerator("h100"))
     lanes = lanes_of(found)
-    assert max(end for lane in lanes for _, _, end in lane.spans) == pytest.approx(found.step.total_seconds, rel=0.02)
+    assert max(span.end for lane in lanes for span in lane.spans) == pytest.approx(found.step.total_seconds, rel=0.02)
     for lane in lanes:  # nothing is missing, and nothing twice
-        spans = sorted((begin, end) for _, begin, end in lane.spans)
+        spans = sorted((span.begin, span.end) for span in lane.spans)
         assert all(before[1] == pytest.approx(after[0], abs=1e-9) for before, after in itertools.pairwise(spans))
     assert axis_of(found, lanes).cut is not None
     few = replace(job, recipe=replace(job.recipe, batch=replace(job.recipe.batch, global_batch_size=16)))
@@ -89,6 +89,6 @@ def test_loss_over_the_whole_batch_comes_between_the_passes() -> None:
         }
     )
     (lane,) = lanes_of(estimate(job, accelerator("h100")))
-    drawn = [kind for kind, *_ in sorted(lane.spans, key=lambda span: span[1])]
+    drawn = [span.kind for span in sorted(lane.spans, key=lambda span: span.begin)]
     kinds = [kind for kind in drawn if kind in ("forward", "loss", "backward")]
     assert kinds == ["forward"] * 4 + ["loss"] + ["forward", "backward"] * 4
