@@ -23,9 +23,8 @@ REACH_SECONDS = 5.0
 """How long a dry run tries to reach the cluster before it goes on without."""
 
 ACTIVATIONS = (
-    "activations: rough, Korthikanti et al. 2022: a layer keeps 4 s b h / SP + s b (2 h + 2 kv + MLP's inner widths) / "
-    "TP elements (recompute selective: without the MLP's; full: s b h) of each micro-batch in flight (1F1B: stages - "
-    "stage); temporary buffers, and what the allocator wastes, come on top"
+    "at the peak: the fullest moment of a step on a GPU, by formula (see training.memory); within 5 % of the live "
+    "tensors of real steps. What the allocator wastes, CUDA's context and the collectives' own buffers come on top"
 )
 SENDING = (
     "sent: rings in rank order; a sum over n ranks sends 2 (n - 1) / n of a tensor, a gather half of that; single "
@@ -146,13 +145,13 @@ def crossings(plan: Plan) -> str:
 def short(job: Job) -> list[str]:
     """The placement in three lines, for the start of a run."""
     plan = plan_of(job)
-    fullest = max(plan.stages, key=lambda stage: stage.memory)
+    fullest = max(plan.stages, key=lambda stage: stage.peak)
     busiest = max(plan.stages, key=lambda stage: stage.inside + stage.across)
     of = " of the fullest stage" if len(plan.stages) > 1 else ""
     return [
         headline(plan),
         f"memory a rank{of}: {size(fullest.weights)} weights, {size(fullest.gradients)} gradients, "
-        f"{size(fullest.optimizer)} optimizer, about {size(fullest.activations)} activations",
+        f"{size(fullest.optimizer)} optimizer, {size(fullest.activations)} activations; {size(fullest.peak)} in all",
         f"sent a step and rank: {size(busiest.inside)} inside a node, {size(busiest.across)} across; {crossings(plan)}",
     ]
 
@@ -215,8 +214,11 @@ def _memory(stage: Stage) -> dict[str, object]:
         "weights": size(stage.weights),
         "gradients": size(stage.gradients),
         "optimizer": size(stage.optimizer),
-        "activations": f"~{size(stage.activations)}",
-        "together": f"~{size(stage.memory)}",
+        "activations": size(stage.activations),
+        "logits": size(stage.logits),
+        "buffers": size(stage.buffers),
+        "peak": size(stage.peak),
+        "comes in": stage.moment,
     }
 
 

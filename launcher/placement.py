@@ -10,6 +10,7 @@ from modeling.layout import Place
 from modeling.registry import family
 from training.config import ParallelConfig
 from training.footprint import FP32, data_traffic, state_bytes, width
+from training.memory import rank_memory
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,20 @@ class Stage:
     gradients: int
     optimizer: int
     activations: int
+    """At the fullest moment, with the micro-batches in flight."""
+    logits: int
+    buffers: int
+    """Inputs, and what DeepSpeed copies beside gradients."""
+    peak: int
+    """All together at the fullest moment; gradients may then not be whole yet, or be there twice."""
+    moment: str
+    """forward, backward or step: when that is."""
     sent: dict[str, int]
     """By axis: tensor, pipeline, data, tied (the embedding that first and last stage share)."""
     inside: int
     """To ranks on the same node, of all axes; the largest of any rank of the stage."""
     across: int
     """To other nodes."""
-
-    @property
-    def memory(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
 
 
 @dataclass(frozen=True)
@@ -136,14 +141,18 @@ def _stage(job: Job, plan: Plan, number: int) -> Stage:
         "backward": footprint.boundary * samples * element * (chunk_ends - (number == 0)),
     }
     inside, across = _by_link(plan, number, sent)
-    activations = footprint.activations * plan.micro_batch_size * element
+    memory = rank_memory(recipe, job.world_size, number)
     return Stage(
         stage=number,
         parameters=footprint.numel,
         weights=state.weights,
         gradients=state.gradients,
         optimizer=state.optimizer,
-        activations=round(activations * parallel.in_flight(number, plan.micro_batches)),
+        activations=memory.activations,
+        logits=memory.logits,
+        buffers=memory.buffers,
+        peak=memory.peak,
+        moment=memory.moment,
         sent={
             "tensor": round(sent["tensor"]),
             "pipeline": round(sent["forward"] + sent["backward"]),

@@ -1,7 +1,8 @@
 """What one rank holds of a model and hands to its peers, by formula: without torch, process groups or memory.
 
 `trestle train --dry-run` is made of it. Numbers are elements, not bytes: their width is the precision's business. The
-parameters are exact (tests/modeling/test_footprint.py compares them with the real modules'); activations are rough.
+parameters are exact (tests/modeling/test_footprint.py compares them with the real modules'). What autograd keeps is in
+`modeling.activations`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,6 @@ class Footprint:
     """One rank of one pipeline stage. What depends on the batch is per sample of it."""
 
     parameters: tuple[LocalParameter, ...]
-    activations: float
-    """Elements kept from a sample's forward pass to its backward pass."""
     summed: float
     """Elements that go through tensor-parallel sums, forward and backward; two halves of one count as one (a gather and
     a scattering sum under sequence parallelism).
@@ -84,23 +83,6 @@ class Layer:
     def partial(self) -> int:
         """Elements that sequence parallelism leaves partial gradients of: both norms, both biases after a sum."""
         return self.hidden * (2 * (2 if self.norm_bias else 1) + (2 if self.biases else 0))
-
-    def activations(self, positions: int, layers: int, layout: Layout, recompute: str) -> float:
-        """Elements that `layers` such layers keep of a sample: Korthikanti et al. 2022, section 4, with an attention
-        that keeps no scores and without dropout's masks.
-
-        Inputs of both norms and of both column-parallel products (4 h a position, divided by sequence parallelism
-        alone); queries, keys, values, attention's result and the MLP's two inner values, divided by tensor parallelism.
-        `selective` drops the MLP's inner values, `full` all but a layer's input; one layer is computed again at a time.
-        """
-        whole = positions * self.hidden / (layout.tensor if layout.sequence else 1)
-        attention = positions * (2 * self.hidden + 2 * self.kv) / layout.tensor
-        mlp = positions * self.ffn * (3 if self.gated else 2) / layout.tensor
-        if recompute == "full":
-            return layers * whole + 4 * whole + attention + mlp
-        if recompute == "selective":
-            return layers * (4 * whole + attention) + mlp
-        return layers * (4 * whole + attention + mlp)
 
     def summed(self, positions: int, layers: int, layout: Layout, recompute: str) -> float:
         """Elements that go through sums over the tensor-parallel ranks: twice forward (after attention and MLP), twice

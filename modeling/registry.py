@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from modeling.activations import Activations, Run
+from modeling.clip import activations as clip_activations
 from modeling.clip import config as clip_config
 from modeling.clip import flops as clip_flops
 from modeling.clip import footprint as clip_footprint
@@ -14,6 +16,7 @@ from modeling.clip import presets as clip_presets
 from modeling.clip import work as clip_work
 from modeling.errors import ModelError
 from modeling.footprint import Footprint
+from modeling.gpt import activations as gpt_activations
 from modeling.gpt import config as gpt_config
 from modeling.gpt import flops as gpt_flops
 from modeling.gpt import footprint as gpt_footprint
@@ -118,9 +121,11 @@ class Family:
     flops_per_token: Callable[[Any], float]
     """Training FLOPs a token, in the convention of the family's `flops.py`."""
     footprint: Callable[[Any, Layout, int, str], Footprint]
-    """(config, layout, pipeline stage, recompute) → what a rank holds and hands over, by formula."""
+    """(config, layout, pipeline stage, recompute) → parameters that a rank holds and what it hands over, by formula."""
     work: Callable[[Any, Layout, int, int, str], Work]
     """(config, layout, pipeline stage, samples of a micro-batch, recompute) → what a rank computes, by formula."""
+    activations: Callable[[Any, Layout, int, Run], Activations]
+    """(config, layout, pipeline stage, run) → what autograd keeps there, by formula."""
     module: str
     """Where the implementation is; imported on first use, since it takes seconds and recipes can be read without it."""
     reads: Literal["text", "pairs"] = "text"
@@ -155,6 +160,7 @@ FAMILIES: dict[str, Family] = {
         parameter_count=gpt_flops.parameter_count,
         flops_per_token=gpt_flops.flops_per_token,
         footprint=gpt_footprint.footprint,
+        activations=gpt_activations.activations,
         work=gpt_work.work,
         module="modeling.gpt.network",
         conversions={"huggingface": "modeling.gpt.huggingface"},
@@ -166,6 +172,7 @@ FAMILIES: dict[str, Family] = {
         parameter_count=clip_flops.parameter_count,
         flops_per_token=clip_flops.flops_per_token,
         footprint=clip_footprint.footprint,
+        activations=clip_activations.activations,
         work=clip_work.work,
         module="modeling.clip.network",
         conversions={"huggingface": "modeling.clip.huggingface", "openclip": "modeling.clip.openclip"},

@@ -16,6 +16,10 @@ FP32 = 4
 """Bytes of a master weight, of each moment, of an accumulated gradient, and of each while it is reduced."""
 PERSISTENT_NUMEL = 100_000
 """ZeRO 3 leaves parameters up to this size whole on every rank (DeepSpeed's stage3_param_persistence_threshold)."""
+LIVE_NUMEL = 1_000_000_000
+"""ZeRO 3 keeps as many gathered elements before it lets go (stage3_max_live_parameters, stage3_max_reuse_distance)."""
+REDUCE_BUCKET = 500_000_000
+"""Elements of gradients that DeepSpeed reduces together (its own default), as long as a rank trains as many."""
 _ALIGNMENT = 2
 """DeepSpeed pads a parameter group to a multiple of this times the data-parallel ranks."""
 
@@ -55,6 +59,20 @@ def state_bytes(footprint: Footprint, parallel: ParallelConfig, precision: str, 
     part = padded // replicas
     gradients = part if stage == 2 else numel if precision == "fp32" else padded
     return StateBytes(element * (padded + frozen), FP32 * gradients, 3 * FP32 * part)
+
+
+def touched(footprint: Footprint, replicas: int) -> int:
+    """Elements of the parameters that lie, in part or whole, in the fullest of `replicas` parts."""
+    parts = [0] * replicas
+    for decay in (True, False):
+        numels = [p.numel for p in footprint.parameters if p.trainable and p.decay == decay]
+        part = max(1, _padded(sum(numels), replicas) // replicas)
+        start = 0
+        for numel in numels:
+            for owner in range(start // part, (start + numel - 1) // part + 1):
+                parts[owner] += numel
+            start += numel
+    return max(parts)
 
 
 def _groups(parameters: Iterable[LocalParameter]) -> list[int]:

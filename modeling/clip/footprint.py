@@ -13,27 +13,20 @@ from modeling.layout import Layout
 def footprint(config: CLIPConfig, layout: Layout, stage: int, recompute: str) -> Footprint:
     """Any rank: a CLIP has no stages, and its tensor-parallel peers hold as much. Raises ModelError while the
     vocabulary is not known.
-
-    Activations are those of one sample of the micro-batch that is in work; features of the whole batch are small.
     """
-    activations = summed = 0.0
-    partial = 0
+    summed, partial = 0.0, 0
     towers = [("text", config.text_width, config.text_layers, config.context_length, config.lock_text)]
     if config.vision == "vit":
         vision = config.vision_width, config.vision_layers, config.kept_patches + 1, config.lock_image
         towers.append(("vision", *vision))
-    elif not config.lock_image:
-        # A convolution's result, its normalised form and what the nonlinearity leaves of it.
-        activations += sum(3.0 * out * side**2 for _, out, _, side in convolutions(config))
     for _, width, layers, positions, locked in towers:
         layer = _layer(width)
         if locked:  # forward alone: half of the sums, nothing kept
             summed += layer.summed(positions, layers, Layout(layout.tensor), "none") / 2
             continue
-        activations += layer.activations(positions, layers, layout, recompute)
         summed += layer.summed(positions, layers, layout, recompute)
         partial += layers * layer.partial if layout.sequence else 0
-    return Footprint(tuple(_parameters(config, layout.tensor)), activations, summed, partial)
+    return Footprint(tuple(_parameters(config, layout.tensor)), summed, partial)
 
 
 def _layer(width: int) -> Layer:

@@ -35,7 +35,6 @@ def footprint(config: GPTConfig, layout: Layout, stage: int, recompute: str) -> 
         partial += s * h if first and config.positions == "learned" else 0
     return Footprint(
         parameters=tuple(_parameters(config, layer, layout, layers, table, first, last)),
-        activations=layer.activations(s, layers, layout, recompute) + (s * h if last else 0) + (split if last else 0),
         summed=summed,
         partial=partial,
         boundary=split if layout.pipeline > 1 else 0.0,

@@ -30,6 +30,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from modeling.groups import parallel_state
 from training.config import OptimizerConfig, ParallelConfig
+from training.footprint import REDUCE_BUCKET
 
 # On a CPU DeepSpeed would compile a shared-memory collective at the first start, for inference that never happens here.
 # (`deepspeed.comm.torch` as an attribute is torch itself: the module must be asked for by name.)
@@ -53,10 +54,14 @@ class ModelParallelUnit:
 
 
 def config(
-    optimizer: OptimizerConfig, parallel: ParallelConfig, micro_batch_size: int, precision: str
+    optimizer: OptimizerConfig, parallel: ParallelConfig, micro_batch_size: int, precision: str, numel: int
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration; the reasons stand beside the keys that are silent traps."""
+    """DeepSpeed's configuration for `numel` trained parameters on this rank; the reasons stand beside the keys that are
+    silent traps.
+    """
     zero: dict[str, Any] = {"stage": parallel.zero_stage, "overlap_comm": False}
+    # Buckets are allocated whole: of a small model's gradients, too, 2 GB of fp32.
+    zero["reduce_bucket_size"] = max(1, min(REDUCE_BUCKET, numel))
     if parallel.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     settings: dict[str, Any] = {

@@ -42,7 +42,8 @@ class ZeroEngine(Engine):
         if parallel.zero_stage >= 2 and parallel.sequence:
             self._sum_in_backward()
         module = chunks[0] if len(chunks) == 1 else torch.nn.ModuleList(chunks)
-        settings = bridge.config(inputs.optimizer, parallel, micro_batch_size, inputs.execution.precision)
+        numel = sum(parameter.numel() for parameter, _ in inputs.shards if parameter.requires_grad)
+        settings = bridge.config(inputs.optimizer, parallel, micro_batch_size, inputs.execution.precision, numel)
         self.engine = bridge.initialize(module, adamw(inputs), settings)
         # Stages 2 and 3 gather weights and divide gradients in hooks around forward; stage 1 needs none.
         self._callables = [EngineAsModel(self.engine)] if parallel.zero_stage >= 2 else chunks
