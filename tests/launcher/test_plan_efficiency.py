@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from launcher.errors import UserError
 from launcher.plan.efficiency import default_efficiency, read_efficiency, to_document
 from launcher.plan.hardware import ACCELERATORS, accelerator
+from tests.benchmarks import efficiency
 from training.metrics.mfu import peak_flops
 
 H100 = accelerator("h100")
@@ -38,15 +39,43 @@ def product(m: float, n: float, k: float) -> float:
     return CURVE.product_seconds(m, n, k, H100.peak_flops, H100.memory_bandwidth)
 
 
-def test_curve_goes_through_the_measured_products() -> None:
-    errors = []
+def points() -> list[tuple[int, int, int, float]]:
+    """With seconds."""
+    found = []
     for point in XLA_POINTS.split():
         sizes, rate = point.split(":")
         m, n, k = map(int, sizes.split(","))
-        errors.append(math.log(product(m, n, k) / (2 * m * n * k / (float(rate) * 1e12))))
+        found.append((m, n, k, 2 * m * n * k / (float(rate) * 1e12)))
+    return found
+
+
+def test_curve_goes_through_the_measured_products() -> None:
+    errors = [math.log(product(m, n, k) / seconds) for m, n, k, seconds in points()]
     assert len(errors) == 52
     assert math.sqrt(sum(error**2 for error in errors) / len(errors)) < 0.05
     assert max(map(abs, errors)) < 0.15
+
+
+def test_the_script_that_measures_a_curve_finds_this_one_in_these_points() -> None:
+    start = replace(CURVE, fill=1e5, depth=50.0)
+    found = efficiency.fit(points(), H100.peak_flops, start, H100.memory_bandwidth)
+    assert found.ceiling == pytest.approx(783.3 / 989, rel=1e-3)  # the best of these points
+    # Several curves go through them as well as one another: what they say of products is what counts.
+    peak, bandwidth = H100.peak_flops, H100.memory_bandwidth
+    differences = [
+        math.log(found.product_seconds(m, n, k, peak, bandwidth) / product(m, n, k)) for m, n, k, _ in points()
+    ]
+    assert math.sqrt(sum(one**2 for one in differences) / len(differences)) < 0.03
+
+
+def test_the_script_runs_on_this_machine_and_its_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "efficiency.json"
+    efficiency.main(["--quick", "--peak-tflops", "1", "--out", str(path), "--sustained", "0.8"])
+    found = read_efficiency(path, H100)
+    assert found.sustained == 0.8
+    assert found.start > 0 and found.attention > 0 and found.ceiling > 0
+    assert (found.link, found.latency) == (CURVE.link, CURVE.latency)
+    assert str(path) in found.source
 
 
 def test_large_products_reach_the_largest_rate_that_was_measured_and_no_more() -> None:
