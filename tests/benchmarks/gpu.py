@@ -169,7 +169,7 @@ class Table:
         status, message = run_child(job.command(setting, result), self._patience(), self.work / "log.txt")
         taken = time.monotonic() - begun
         self.longest = max(self.longest, taken)
-        found = job.figures(json.loads(result.read_text())) if result.exists() else {"status": status}
+        found = job.figures(setting, json.loads(result.read_text())) if result.exists() else {"status": status}
         if found["status"] not in (OK, MEMORY):
             found["message"] = message
         date = datetime.now(UTC).isoformat(timespec="seconds")

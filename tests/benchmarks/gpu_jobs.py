@@ -49,7 +49,7 @@ class Job:
         """Measures the setting and writes `result`."""
         raise NotImplementedError
 
-    def figures(self, result: dict[str, Any]) -> dict[str, Any]:
+    def figures(self, setting: Setting, result: dict[str, Any]) -> dict[str, Any]:
         """What the table keeps of a result."""
         return result
 
@@ -115,13 +115,14 @@ class GptJob(Job):
         number = len(list((self.work / "runs").glob("*"))) if (self.work / "runs").exists() else 0
         return [*GPT_STEP, str(recipe), str(result), *self.steps, "--run.name", f"{self.name}-{number}"]
 
-    def figures(self, result: dict[str, Any]) -> dict[str, Any]:
+    def figures(self, setting: Setting, result: dict[str, Any]) -> dict[str, Any]:
         if result["status"] != OK:
             return result
-        model = self.recipe(Setting(1)).model
+        model = self.recipe(setting).model
         tokens = self.samples * model.sequence_length / result["seconds_per_step"]
         peak = peak_flops(result["device"])
         found = {**result, "samples": self.samples, "tokens_per_second": tokens}
+        found["planned_bytes"] = self.planned_bytes(setting)
         for key, causal in (("mfu", False), ("mfu_causal", True)):
             found[key] = None if peak is None else flops_per_token(model, causal=causal) * tokens / peak
         return found
@@ -158,7 +159,7 @@ class ClipJob(Job):
         command += ["--preset", self.name, "--micro", str(setting.micro_batch_size), "--recompute", setting.recompute]
         return [*command, *(["--compile"] if setting.compile else []), *(["--quick"] if self.toy else [])]
 
-    def figures(self, result: dict[str, Any]) -> dict[str, Any]:
+    def figures(self, setting: Setting, result: dict[str, Any]) -> dict[str, Any]:
         (row,) = result["rows"]
         memory = row["memory GiB"]
         return {

@@ -16,7 +16,7 @@ MISSING = "not measured"
 
 GPT_HEAD = (
     *("model", "samples a step", "micro-batch", "recomputed", "compiled", "tokens/s", "MFU, 6N + 12Lhs", "MFU, causal"),
-    *("peak memory", "kernels", "optimizer", "data", "host"),
+    *("peak memory", "planned ÷ it", "kernels", "optimizer", "data", "host"),
 )
 CLIP_HEAD = ("model", "batch", "micro-batch", "recomputed", "compiled", "samples/s", "MFU", "peak memory")
 LOSS_HEAD = ("pairs", "side", "time", "memory beyond the features")
@@ -85,6 +85,7 @@ def gpt_row(name: str, results: Results) -> list[list[str]]:
             percent(found["mfu"]),
             percent(found["mfu_causal"]),
             memory,
+            "-" if found["peak_bytes"] is None else f"{found['planned_bytes'] / found['peak_bytes']:.2f}",
             *(percent(found[f"share_{share}"]) for share in ("kernels", "optimizer", "data", "host")),
         ]
     ]
