@@ -42,10 +42,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
-def add_recipe(parser: Parser) -> None:
-    """The arguments of a command that takes a recipe; overrides are split off before."""
+def add_recipe(parser: Parser, needed: bool = True) -> None:
+    """The arguments of a command that takes a recipe; overrides are split off before. needed: None without it."""
     parser.add_argument(
-        "recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe such as gpt3-125m"
+        "recipe",
+        metavar="RECIPE",
+        nargs=None if needed else "?",
+        help="a YAML file, or the name of a shipped recipe such as gpt3-125m",
     )
     parser.add_argument(
         "--print_config", action="store_true", help="print the resolved recipe, each key explained, and do nothing else"

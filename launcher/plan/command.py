@@ -14,6 +14,8 @@ from launcher.arguments import Parser, add_recipe
 from launcher.dry_run import check_anywhere, read_vocabulary
 from launcher.errors import EnvironmentFailure, UserError
 from launcher.job import Job, load_job
+from launcher.plan import published
+from launcher.plan.data import epochs_of
 from launcher.plan.efficiency import read_efficiency
 from launcher.plan.estimate import estimate
 from launcher.plan.figures import Estimate, Prices
@@ -55,7 +57,8 @@ def parser() -> Parser:
         "  trestle plan runs/first --gpu h200 --json",
         takes_overrides=True,
     )
-    add_recipe(made)
+    add_recipe(made, needed=False)
+    made.add_argument("--published", action="store_true", help="no plan: predictions beside runs that were published")
     made.add_argument("--nodes", type=_whole, metavar="N", help="nodes of the cluster; cluster.nodes where left out")
     made.add_argument("--gpus-per-node", type=_whole, metavar="N", help="cluster.ranks_per_node where left out")
     made.add_argument(
@@ -80,6 +83,11 @@ def parser() -> Parser:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    if arguments.published:
+        print("\n".join(published.lines()))
+        return 0
+    if arguments.recipe is None:
+        raise UserError("RECIPE is missing; see `trestle plan --help`")
     source = find_recipe(arguments.recipe)
     asked = load_job(source, overrides)
     if arguments.print_config:
@@ -133,7 +141,26 @@ def _answer(arguments: argparse.Namespace, job: Job, asked: Job, kind: Accelerat
     found = search(job, kind, asked, **options) if arguments.search else None
     own = None if refusal else estimate(job, kind, **options)
     changes = mends(job, kind, asked, **options) if own is not None and not own.fits and found is None else []
-    return Answer(own, refusal, tuple(changes), found, command, tuple(notes))
+    return _with_epochs(job, Answer(own, refusal, tuple(changes), found, command, tuple(notes)))
+
+
+def _with_epochs(job: Job, answer: Answer) -> Answer:
+    """The same with how often each corpus is read, which no layout changes; shards are looked at once."""
+    found = answer.found
+    proposed = [] if found is None else [*found.proposals, found.own, found.nearest]
+    estimates = [answer.estimate, *(one.estimate for one in proposed if one is not None)]
+    epochs = next((epochs_of(job, one.training.tokens) for one in estimates if one is not None), None)
+    if epochs is None:
+        return answer
+
+    def known(one: Proposal | None) -> Proposal | None:
+        return None if one is None else replace(one, estimate=replace(one.estimate, epochs=epochs))
+
+    if found is not None:
+        proposals = tuple(replace(one, estimate=replace(one.estimate, epochs=epochs)) for one in found.proposals)
+        found = replace(found, proposals=proposals, own=known(found.own), nearest=known(found.nearest))
+    own = None if answer.estimate is None else replace(answer.estimate, epochs=epochs)
+    return replace(answer, estimate=own, found=found)
 
 
 def _said(answer: Answer) -> list[str]:

@@ -50,7 +50,7 @@ def _as_fast(loser: Estimate, winner: Estimate) -> str:
 
 
 _WORSE: dict[str, tuple[tuple[str, int], ...]] = {
-    "compute_seconds": (("micro-batch", -1), ("TP", 1)),
+    "compute_seconds": (("micro-batch", -1), ("TP", 1), ("PP", 1)),  # of many stages the last one has the head's work
     "recompute_seconds": (("recompute", 0), ("TP", 1), ("micro-batch", -1)),
     "tensor_seconds": (("TP", 1), ("sequence parallel", -1), ("recompute", 0), ("micro-batch", -1)),
     "pipeline_seconds": (("VPP", 1), ("PP", 1), ("micro-batch", -1)),

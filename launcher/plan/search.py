@@ -81,7 +81,7 @@ def search(job: Job, accelerator: Accelerator, asked: Job | None = None, most: i
     numbers = itertools.count()
     least: tuple[float, Candidate] | None = None
     for candidate, excess in _Space(job, accelerator).legal(count):
-        found = estimate(candidate.of(job), accelerator, **options) if excess <= 0 else None
+        found = estimate(candidate.of(job), accelerator, every_stage=False, **options) if excess <= 0 else None
         if found is None or not found.fits:
             if least is None or excess < least[0]:
                 least = excess, candidate
@@ -97,7 +97,8 @@ def search(job: Job, accelerator: Accelerator, asked: Job | None = None, most: i
     def propose(candidate: Candidate, found: Estimate, better: Estimate | None = None) -> Proposal:
         check_anywhere(candidate.of(job))
         words = overrides(asked or job, candidate, job.cluster.nodes, job.cluster.ranks_per_node)
-        return Proposal(words, why_it_loses(found, better) if better else "", found)
+        why = why_it_loses(found, better) if better else ""
+        return Proposal(words, why, estimate(candidate.of(job), accelerator, **options))
 
     ranked = [(candidate, found) for *_, found, candidate in sorted(best, key=lambda one: one[:3], reverse=True)]
     before = [None, *(found for _, found in ranked)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher import cli
-from launcher.sources import shipped_names
+from launcher.sources import SHIPPED, shipped_names
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +85,23 @@ def test_prices_are_the_users_and_nothing_is_invented_without_them(capsys: pytes
     assert training["energy_kwh"] == pytest.approx(0.7 * 1.2 * training["gpu_hours"])
 
 
+def test_epochs_are_those_of_the_mix_with_sizes_that_are_declared(capsys: pytest.CaptureFixture[str]) -> None:
+    document = json.loads(planned(capsys, "gpt3-175b", "--data", str(SHIPPED / "gpt3-mix.yaml"), "--json"))["plan"]
+    found = {name: round(count, 2) for name, count in document["epochs"].items()}
+    assert found == {"commoncrawl": 0.43, "webtext2": 3.44, "books1": 1.98, "books2": 0.43, "wikipedia": 2.97}
+
+
+def test_slower_network_costs_what_crosses_it(capsys: pytest.CaptureFixture[str]) -> None:
+    fast = json.loads(planned(capsys, "gpt3-6.7b", "--json"))["plan"]["step"]
+    slow = json.loads(planned(capsys, "gpt3-6.7b", "--network-bandwidth", "5", "--json"))["plan"]["step"]
+    assert slow["data_seconds"] > 5 * fast["data_seconds"] and slow["compute_seconds"] == fast["compute_seconds"]
+
+
+def test_predictions_stand_beside_published_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    said = planned(capsys, "--published")
+    assert "OPT-175B" in said and "BLOOM-176B" in said and "held out: error" in said
+
+
 REFUSED: list[tuple[list[str], str]] = [
     (["gpt3-175b", "--parallel.tensor", "16"], "a tensor-parallel group would cross nodes"),
     (["gpt3-175b", "--parallel.zero_stage", "3"], "which a pipeline schedule keeps in flight"),
@@ -95,6 +112,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["gpt3-125m", "--nodes", "0"], "--nodes: 0 is not 1 or more"),
     (["gpt3-125m", "--pue", "-1"], "--pue: -1 is not above 0"),
     (["gpt3-125m", "--parallel.tensors", "2"], "parallel.tensor"),
+    ([], "RECIPE is missing"),
     (["demo"], "say --model.vocab_size"),
 ]
 
