@@ -79,6 +79,8 @@ class Traffic:
     kernels: float
     """In the forward pass; backward starts about twice as many."""
     again: bool = False
+    compiled: float | None = None
+    """Forward, where a compiler makes one kernel of it; None: as other traffic."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,9 @@ class Work:
         return sum(one.flops(causal=causal) for one in self.attention if one.again)
 
 
-_PASSES = {"gelu": (4.0, 4.0), "quickgelu": (9.0, 15.0), "swiglu": (5.0, 13.0)}
-"""Times that an MLP's inner width is moved, forward and backward: bias and nonlinearity; x sigmoid(1.702 x) is three
-kernels, and SwiGLU two over halves without biases.
+_PASSES = {"gelu": (2.0, 4.0), "quickgelu": (7.0, 15.0), "swiglu": (5.0, 13.0)}
+"""Times that an MLP's inner width is moved by the nonlinearity, forward and backward, and backward by the bias's sum;
+x sigmoid(1.702 x) is three kernels, and SwiGLU two over halves.
 """
 
 
@@ -182,9 +184,10 @@ class LayerShape:
     ) -> tuple[Traffic, ...]:
         """Passes over activations, kernel by kernel as eager torch runs them.
 
-        Forward, a position: each of two norms reads and writes h; each of two residual branches adds a bias (2 h) and
-        adds itself (3 h); attention's result is copied (2 h). Backward: a norm moves 3 h, a residual adds two gradients
-        (3 h) and sums a bias's (h); attention's gradients are copied and put together, and the bias's summed.
+        Forward, a position: each of two norms reads and writes h, and each of two branches is added to the residual
+        (3 h); biases are added by the products; attention's result is copied (2 h). Backward: a norm moves 3 h, a
+        residual adds two gradients (3 h) and sums a bias's (h); attention's gradients are copied and put together, and
+        the bias's summed.
         """
         h, qkv = self.hidden, self.hidden + 2 * self.kv
         whole = tokens * h / (tensor if sequence else 1)
@@ -193,7 +196,7 @@ class LayerShape:
         again = recompute == "full"
         part = layers * tokens / tensor
         return (
-            Traffic(f"{prefix}norms and residuals", layers * 14 * whole, back * layers * 14 * whole, 6 * layers, again),
+            Traffic(f"{prefix}norms and residuals", layers * 10 * whole, back * layers * 14 * whole, 4 * layers, again),
             Traffic(f"{prefix}attention's copies", part * 2 * h, back * part * (2 * h + 3 * qkv), 2 * layers, again),
             Traffic(
                 f"{prefix}nonlinearity",

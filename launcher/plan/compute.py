@@ -100,6 +100,8 @@ def _attention(attention: Attention, device: Device) -> tuple[float, float]:
 def _traffic(traffic: Traffic, device: Device) -> tuple[float, float]:
     passes = device.habits.fused_passes * device.width
     start = traffic.kernels * device.habits.fused_kernels * device.efficiency.start
+    if device.habits.compiled and traffic.compiled is not None:
+        return max(device.move(device.width * traffic.compiled), start), 0.0
     # A kernel takes as long as it moves bytes, and no less than its start.
     return max(device.move(passes * traffic.forward), start), (
         max(device.move(passes * traffic.backward), 2.0 * start) if traffic.backward else 0.0

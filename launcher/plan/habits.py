@@ -19,6 +19,8 @@ class Habits:
     """Selective recomputation is of attention's core alone (Korthikanti et al. 2022), not of the MLP as well."""
     gradient_width: float = 4.0
     """Bytes of a gradient on its way to the data-parallel peers."""
+    compiled: bool = False
+    """Whether torch.compile also makes one kernel of the cross-entropy."""
     data_overlap: float = 0.0
     """Of reducing gradients and gathering weights, behind one micro-batch's backward and forward."""
     tensor_overlap: float = 0.0
@@ -29,9 +31,9 @@ class Habits:
     """A tensor-parallel rank hands over its part alone, and the part is gathered again (Narayanan et al. 2021, 4.1)."""
     gradient_bytes: float = 10.0
     """Bytes a parameter and micro-batch for adding its gradient to the sum: read in bf16, read and written in fp32."""
-    sweep_bytes: float = 20.0
-    """Bytes a parameter and step that every rank moves over all its gradients: averaged (8), norm (4), cleared (4),
-    weights copied (4)."""
+    sweep_bytes: float = 16.0
+    """Bytes a parameter and step that every rank moves over all its gradients: averaged (8), norm (4), weights
+    copied (4)."""
     adam_bytes: float = 38.0
     """Bytes a parameter and step where its optimizer state is: clipped (8), gradient, master and moments read (16),
     written (12), rounded to bf16 (2)."""
@@ -47,6 +49,7 @@ def trestle(compiled: bool, sequence: bool) -> Habits:
     return Habits(
         fused_passes=0.5 if compiled else 1.0,
         fused_kernels=0.3 if compiled else 1.0,
+        compiled=compiled,
         tensor_overlap=0.4 if sequence else 0.0,
         source="gradients are reduced after the last micro-batch, nothing of it overlaps; hand-overs wait"
         + ("; two of five tensor-parallel collectives run beside products" if sequence else ""),

@@ -197,7 +197,7 @@ def _foundry() -> Iterator[Run]:
             habits=_FOUNDRY,
             micro_batch=micro_batch,
             recompute="full" if again else "none",
-            calibrates=gpu == "h100" and name in ("1b", "7b"),
+            calibrates=name in ("1b", "7b"),
         )
 
 

@@ -8,6 +8,8 @@ from modeling.gpt.config import GPTConfig
 from modeling.layout import Layout
 from modeling.work import LayerShape, Product, Traffic, Work, together
 
+_COMPILED_LOGIT_PASSES = 5.0
+"""The same in one kernel: written, read twice, and softmax - onehot written and read."""
 _LOGIT_PASSES = 22.0
 """Elements of bf16 that go over memory for each logit of `modeling.cross_entropy`, forward, beyond the product: written
 and read once in bf16, then nine passes in fp32 (maximum, subtraction, exponential and division in place, sum).
@@ -49,7 +51,13 @@ def work(config: GPTConfig, layout: Layout, stage: int, samples: int, recompute:
                 (head,),
                 (),
                 (
-                    Traffic("cross-entropy", _LOGIT_PASSES * tokens * rows, 0.0, tokens / 256 * 12),
+                    Traffic(
+                        "cross-entropy",
+                        _LOGIT_PASSES * tokens * rows,
+                        0.0,
+                        tokens / 256 * 12,
+                        compiled=_COMPILED_LOGIT_PASSES * tokens * rows if layout.tensor == 1 else None,
+                    ),
                     Traffic("final norm", 4 * tokens * h, 6 * tokens * h, 2),
                 ),
             )
