@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -57,14 +57,13 @@ def as_it_is(job: Job) -> Candidate:
     return Candidate(job.recipe.parallel, job.recipe.batch.micro_batch_size, job.recipe.training.recompute)
 
 
-def overrides(job: Job, to: Candidate, nodes: int, gpus_per_node: int) -> str:
-    """What to write behind `trestle train RECIPE` for a candidate on these nodes; empty where the job has it all."""
-    here = {
-        **as_it_is(job).values,
-        "cluster.nodes": job.cluster.nodes,
-        "cluster.ranks_per_node": job.cluster.ranks_per_node,
-    }
-    there = {**to.values, "cluster.nodes": nodes, "cluster.ranks_per_node": gpus_per_node}
+def overrides(job: Job, to: Candidate) -> str:
+    """What to set to make the job a candidate; empty where it is that already."""
+    return written(as_it_is(job).values, to.values)
+
+
+def written(here: Mapping[str, object], there: Mapping[str, object]) -> str:
+    """The dotted overrides that make of the values that are here those that are there."""
     return " ".join(f"--{key} {_written(value)}" for key, value in there.items() if here[key] != value)
 
 
@@ -103,7 +102,8 @@ def candidates(job: Job) -> Iterator[list[Candidate]]:
     for division in divisions(job):
         replicas = division.data_parallel(job.world_size)
         sizes = divisors(-(-job.recipe.batch.global_batch_size // replicas))
-        for stage in get_args(ZeroStage):
+        # Of one replica nothing can be divided: stages 2 and 3 would be stage 1 once more.
+        for stage in get_args(ZeroStage)[: 2 if replicas == 1 else None]:
             layout = replace(division, zero_stage=stage)
             for recompute in get_args(Recompute):
                 yield [Candidate(layout, size, recompute) for size in sizes]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from launcher.dry_run import check_anywhere, read_vocabulary
 from launcher.errors import EnvironmentFailure, UserError
 from launcher.job import Job, load_job
 from launcher.plan import published
+from launcher.plan.candidates import written
 from launcher.plan.data import epochs_of
 from launcher.plan.efficiency import read_efficiency
 from launcher.plan.estimate import estimate
@@ -23,7 +25,7 @@ from launcher.plan.hardware import ACCELERATORS, Accelerator, accelerator
 from launcher.plan.mend import Mend, mends
 from launcher.plan.page import render
 from launcher.plan.search import Proposal, Search, search
-from launcher.plan.show import lines, search_lines
+from launcher.plan.show import WIDTH, lines, search_lines
 from launcher.sources import find_recipe
 from training.evaluation.config import EvaluationConfig
 
@@ -97,7 +99,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if arguments.network_bandwidth is not None:
         kind = replace(kind, network_bandwidth=1e9 * arguments.network_bandwidth)
     job = on_hardware(asked, arguments.nodes, arguments.gpus_per_node)
-    answer = _answer(arguments, job, asked, kind, shlex.join(["trestle", "train", arguments.recipe, *overrides]))
+    answer = _answer(arguments, job, kind, _train(arguments.recipe, overrides, asked, job))
     if arguments.html is not None:
         _write(arguments.html, render(answer.estimate, answer.mends, answer.found, answer.command, answer.notes))
     if arguments.json:
@@ -124,7 +126,16 @@ def on_hardware(job: Job, nodes: int | None, gpus_per_node: int | None) -> Job:
     return replace(job, cluster=cluster, recipe=recipe)
 
 
-def _answer(arguments: argparse.Namespace, job: Job, asked: Job, kind: Accelerator, command: str) -> Answer:
+def _train(recipe: str, overrides: Sequence[str], asked: Job, job: Job) -> str:
+    """How to start what is planned: the user's words, and the nodes where they are others than the recipe's."""
+    sizes = [
+        {"cluster.nodes": one.cluster.nodes, "cluster.ranks_per_node": one.cluster.ranks_per_node}
+        for one in (asked, job)
+    ]
+    return f"{shlex.join(['trestle', 'train', recipe, *overrides])} {written(*sizes)}".rstrip()
+
+
+def _answer(arguments: argparse.Namespace, job: Job, kind: Accelerator, command: str) -> Answer:
     options: dict[str, Any] = {"prices": Prices(arguments.price_per_gpu_hour, arguments.price_per_kwh, arguments.pue)}
     if arguments.efficiency is not None:
         options["efficiency"] = read_efficiency(arguments.efficiency, kind)
@@ -138,9 +149,9 @@ def _answer(arguments: argparse.Namespace, job: Job, asked: Job, kind: Accelerat
             raise
         refusal = str(error)
     notes = [note for note in (read_vocabulary(job),) if note]
-    found = search(job, kind, asked, **options) if arguments.search else None
+    found = search(job, kind, **options) if arguments.search else None
     own = None if refusal else estimate(job, kind, **options)
-    changes = mends(job, kind, asked, **options) if own is not None and not own.fits and found is None else []
+    changes = mends(job, kind, **options) if own is not None and not own.fits and found is None else []
     return _with_epochs(job, Answer(own, refusal, tuple(changes), found, command, tuple(notes)))
 
 
@@ -166,7 +177,7 @@ def _with_epochs(job: Job, answer: Answer) -> Answer:
 def _said(answer: Answer) -> list[str]:
     said = [] if answer.found is None else search_lines(answer.found, answer.command)
     if answer.refusal:
-        said += ["", f"the layout of the recipe itself cannot start there: {answer.refusal}"]
+        said += ["", *textwrap.wrap(f"the layout of the recipe itself cannot start there: {answer.refusal}", WIDTH)]
     elif answer.found is None and answer.estimate is not None:
         said = lines(answer.estimate, answer.mends)
     return [*said, *answer.notes]

@@ -112,10 +112,10 @@ def _cost(estimate: Estimate) -> str:
 
 def _checkpoint(estimate: Estimate) -> str:
     made = estimate.checkpoint
-    said = f"{size(made.bytes)} in {made.files:,} files, {made.per_run:,} of them in the run"
+    said = f"{size(made.bytes)} in {made.files:,} files, written {made.per_run:,} times"
     if made.write_seconds is None:
-        return f"{said}; time to write: give --storage-bandwidth"
-    return f"{said}; {made.write_seconds:,.3g} s to write"
+        return f"{said} (how fast: give --storage-bandwidth)"
+    return f"{said}, in {made.write_seconds:,.3g} s each"
 
 
 def _data(estimate: Estimate) -> str:

@@ -24,7 +24,7 @@ class Mend:
     """Seconds of a step then."""
 
 
-def mends(job: Job, accelerator: Accelerator, asked: Job | None = None, **options: Any) -> list[Mend]:
+def mends(job: Job, accelerator: Accelerator, **options: Any) -> list[Mend]:
     """The single changes of the layout after which it fits and may start, the fastest first. options: `estimate`'s."""
     found = []
     for candidate in _changes(job):
@@ -37,8 +37,7 @@ def mends(job: Job, accelerator: Accelerator, asked: Job | None = None, **option
             continue
         then = estimate(changed, accelerator, **options)
         if then.fits:
-            words = overrides(asked or job, candidate, job.cluster.nodes, job.cluster.ranks_per_node)
-            found.append(Mend(words, peak(then), then.step.total_seconds))
+            found.append(Mend(overrides(job, candidate), peak(then), then.step.total_seconds))
     return sorted(found, key=lambda mend: mend.step)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from launcher.plan.figures import Estimate
 from launcher.plan.terms import TERMS, seconds
-from launcher.tables import size
+from launcher.tables import cell, size
 
 
 def rounded_seconds(found: Estimate) -> float:
@@ -55,8 +55,8 @@ _WORSE: dict[str, tuple[tuple[str, int], ...]] = {
     "tensor_seconds": (("TP", 1), ("sequence parallel", -1), ("recompute", 0), ("micro-batch", -1)),
     "pipeline_seconds": (("VPP", 1), ("PP", 1), ("micro-batch", -1)),
     "bubble_seconds": (("VPP", -1), ("PP", 1), ("micro-batches", -1)),
-    "data_seconds": (("ZeRO", 1), ("TP", -1), ("PP", -1), ("DP", 1)),
-    "optimizer_seconds": (("TP", -1), ("PP", -1), ("DP", -1)),
+    "data_seconds": (("ZeRO", 0), ("TP", -1), ("PP", -1), ("DP", 1)),
+    "optimizer_seconds": (("ZeRO", 0), ("TP", -1), ("PP", -1), ("DP", -1)),
 }
 """A part of the step -> what of a layout makes it longer: more of it (1), less of it (-1), or something else (0)."""
 
@@ -69,8 +69,7 @@ def _cause(field: str, loser: Estimate, winner: Estimate) -> str:
         one, other = here[name], there[name]
         if one == other or (isinstance(one, int) and isinstance(other, int) and worse * (one - other) < 0):
             continue
-        words = (("no", "yes") if other else ("yes", "no")) if isinstance(one, bool) else (one, other)
-        said.append(f"{name} {words[0]}, not {words[1]}")
+        said.append(f"{name} {cell(one)}, not {cell(other)}")
     return f": {' and '.join(said[:2])}" if said else ""
 
 

@@ -70,11 +70,10 @@ class _Count:
     refused: Counter[str] = field(default_factory=Counter)
 
 
-def search(job: Job, accelerator: Accelerator, asked: Job | None = None, most: int = SHOWN, **options: Any) -> Search:
+def search(job: Job, accelerator: Accelerator, most: int = SHOWN, **options: Any) -> Search:
     """Try all layouts of a job that is legal but for its layout; its vocabulary must be known.
 
-    asked: the job before it was put on other nodes, for the overrides. options: of `estimate`. Raises UserError where
-    no layout is legal.
+    options: of `estimate`. Raises UserError where no layout is legal.
     """
     count = _Count()
     best: list[tuple[float, float, int, Estimate, Candidate]] = []
@@ -96,9 +95,8 @@ def search(job: Job, accelerator: Accelerator, asked: Job | None = None, most: i
 
     def propose(candidate: Candidate, found: Estimate, better: Estimate | None = None) -> Proposal:
         check_anywhere(candidate.of(job))
-        words = overrides(asked or job, candidate, job.cluster.nodes, job.cluster.ranks_per_node)
         why = why_it_loses(found, better) if better else ""
-        return Proposal(words, why, estimate(candidate.of(job), accelerator, **options))
+        return Proposal(overrides(job, candidate), why, estimate(candidate.of(job), accelerator, **options))
 
     ranked = [(candidate, found) for *_, found, candidate in sorted(best, key=lambda one: one[:3], reverse=True)]
     before = [None, *(found for _, found in ranked)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby, zip_longest
@@ -216,16 +217,28 @@ def own_place(found: Search) -> str:
 
 def nearest(one: Proposal, asked: str) -> list[str]:
     """What is said where nothing fits."""
-    limit = one.estimate.accelerator.memory_bytes
-    peak = max(stage.memory.peak for stage in one.estimate.stages)
+    found, limit = one.estimate, one.estimate.accelerator.memory_bytes
     return [
-        f"NOTHING FITS. The nearest is short of {size(peak - limit)}:",
-        *headline(one.estimate)[1:],
+        f"NOTHING FITS. The nearest is short of {size(max(s.memory.peak for s in found.stages) - limit)} a rank:",
+        *headline(found)[1:],
         "",
-        memory_table(one.estimate),
+        memory_table(found),
         "",
-        f"with more nodes, or GPUs of more memory, less is left to each; to see it: {asked} {one.overrides}".rstrip(),
+        *textwrap.wrap(least_gpus(found), WIDTH),
+        f"to see it: {asked} {one.overrides}".rstrip(),
     ]
+
+
+def least_gpus(estimate: Estimate) -> str:
+    """A bound that no layout gets around: one copy of weights, gradients and optimizer's state must lie somewhere."""
+    limit, layout = estimate.accelerator.memory_bytes, estimate.parallel
+    kept = sum(s.memory.weights + s.memory.gradients for s in estimate.stages) * layout.tensor
+    kept += sum(s.memory.optimizer for s in estimate.stages) * layout.tensor * estimate.replicas
+    gpus = math.ceil(kept / limit)
+    return (
+        f"One copy of its weights and gradients with the optimizer's state is {size(kept)}: {gpus:,} GPUs of "
+        f"{size(limit)} at least, and activations come on top. Take more --nodes, or a --gpu with more memory."
+    )
 
 
 def tried(found: Search) -> str:
