@@ -1,4 +1,4 @@
-"""What a job comes to on so many accelerators: `estimate`. By formula, in a millisecond or two, without torch."""
+"""What a job comes to on so many accelerators: `estimate`. By formula, in milliseconds, without torch."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ def test_a_plan_of_1024_ranks_takes_milliseconds_and_no_torch() -> None:
         before = time.thread_time()
         estimate(job, H100)
         times.append(time.thread_time() - before)
-    assert min(times) < 0.01
+    assert min(times) < 0.02
     code = (
         "import sys; from tests.launcher.plan_jobs import decoder; from launcher.plan.estimate import estimate; "
         "from launcher.plan.hardware import accelerator; estimate(decoder(), accelerator('h100')); "
