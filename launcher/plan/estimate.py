@@ -225,6 +225,10 @@ def _assumptions(accelerator: Accelerator, efficiency: Efficiency, habits: Habit
         f"accelerator: {accelerator.source}",
         f"efficiency: {efficiency.source}",
     ]
+    found.append(
+        f"of these rates a whole step keeps up {efficiency.sustained:.0%}, as it does in published runs; reading data, "
+        "validation, checkpoints that hold up training, failures and restarts are not counted"
+    )
     if habits.source:
         found.append(f"overlap: {habits.source}")
     if accelerator.generation == "volta" and recipe.training.precision == "bf16":

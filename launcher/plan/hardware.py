@@ -136,6 +136,11 @@ ACCELERATORS: dict[str, Accelerator] = {one.name: one for one in _ALL}
 _ALSO = {"a100": "a100-80gb", "v100": "v100-32gb", "h100-sxm": "h100", "h200-sxm": "h200"}
 
 
+def of_device(name: str) -> Accelerator | None:
+    """The accelerator that torch names so; None where it is not known."""
+    return next((one for one in _ALL if one.device == name), None)
+
+
 def accelerator(name: str) -> Accelerator:
     """Look one up, in any case; raises UserError naming those that are known."""
     key = name.lower().replace("_", "-")

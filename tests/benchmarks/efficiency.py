@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from launcher.plan.efficiency import Efficiency, default_efficiency, to_document
-from launcher.plan.hardware import accelerator
+from launcher.plan.hardware import accelerator, of_device
 from tests.benchmarks.common import print_table
 from training.metrics.mfu import peak_flops
 
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     peak = 1e12 * chosen.peak_tflops if chosen.peak_tflops else peak_flops(name)
     if peak is None:
         parser.error(f"the peak of {name} is not known: give --peak-tflops")
-    chip = next((one for one in map(accelerator, ("h100", "h200", "a100-80gb", "b200")) if one.device == name), None)
+    chip = of_device(name)
     base = default_efficiency(chip or accelerator("h100"))
     bandwidth = 1e9 * chosen.memory_gb_per_s if chosen.memory_gb_per_s else chip.memory_bandwidth if chip else None
     repeats = 3 if chosen.quick else 20

@@ -11,6 +11,10 @@ from typing import Any
 import yaml
 
 import launcher
+import launcher.job
+from cluster.config import ClusterConfig
+from launcher.plan.estimate import estimate
+from launcher.plan.hardware import of_device
 from modeling.gpt.flops import flops_per_token
 from tests.benchmarks.gpu_search import OK, Setting, Tried, next_setting
 from tests.benchmarks.gpu_table import CLIP_ROWS, LOSS_ROWS
@@ -100,6 +104,13 @@ class GptJob(Job):
         """The device's peak, by the planner."""
         return rank_memory(self.recipe(setting), 1, 0).peak
 
+    def planned_speed(self, setting: Setting, device: str) -> float | None:
+        """Tokens a second by the planner; None on a device that it does not know."""
+        chip = of_device(device)
+        if chip is None:
+            return None
+        return estimate(launcher.job.Job(self.recipe(setting), ClusterConfig()), chip).tokens_per_second
+
     def next_setting(self, tries: Sequence[Tried]) -> Setting | None:
         if not self.compiled:  # a toy: one try
             return None if tries else Setting(self.samples // 2, compile=False)
@@ -123,6 +134,7 @@ class GptJob(Job):
         peak = peak_flops(result["device"])
         found = {**result, "samples": self.samples, "tokens_per_second": tokens}
         found["planned_bytes"] = self.planned_bytes(setting)
+        found["planned_tokens_per_second"] = self.planned_speed(setting, result["device"])
         for key, causal in (("mfu", False), ("mfu_causal", True)):
             found[key] = None if peak is None else flops_per_token(model, causal=causal) * tokens / peak
         return found

@@ -15,8 +15,8 @@ LOSS_ROWS = (8_192, 32_768)
 MISSING = "not measured"
 
 GPT_HEAD = (
-    *("model", "samples a step", "micro-batch", "recomputed", "compiled", "tokens/s", "MFU, 6N + 12Lhs", "MFU, causal"),
-    *("peak memory", "planned ÷ it", "kernels", "optimizer", "data", "host"),
+    *("model", "samples a step", "micro-batch", "recomputed", "compiled", "tokens/s", "planned ÷ it"),
+    *("MFU, 6N + 12Lhs", "MFU, causal", "peak memory", "planned ÷ it", "kernels", "optimizer", "data", "host"),
 )
 CLIP_HEAD = ("model", "batch", "micro-batch", "recomputed", "compiled", "samples/s", "MFU", "peak memory")
 LOSS_HEAD = ("pairs", "side", "time", "memory beyond the features")
@@ -73,7 +73,7 @@ def gpt_row(name: str, results: Results) -> list[list[str]]:
     if found is None:
         return [[name, failure(results.get("gpt", {}).get(name, [])), *[""] * (len(GPT_HEAD) - 2)]]
     offloaded = ", optimizer on the host" if found["offload"] else ""
-    memory = gib(found["peak_bytes"])
+    memory, speed = gib(found["peak_bytes"]), found.get("planned_tokens_per_second")
     return [
         [
             name,
@@ -82,6 +82,7 @@ def gpt_row(name: str, results: Results) -> list[list[str]]:
             found["recompute"] + offloaded,
             "yes" if found["compile"] else "no",
             f"{found['tokens_per_second']:,.0f}",
+            "-" if speed is None else f"{speed / found['tokens_per_second']:.2f}",
             percent(found["mfu"]),
             percent(found["mfu_causal"]),
             memory,
