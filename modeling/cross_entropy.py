@@ -7,6 +7,8 @@ holds softmax - onehot from forward to backward. Per token this is Megatron-LM's
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,6 +27,22 @@ def _take_buffer(rows: int, columns: int, like: torch.Tensor) -> torch.Tensor:
     return torch.empty(rows, columns, dtype=like.dtype, device=like.device)
 
 
+def _losses_and_errors(logits: torch.Tensor, labels: torch.Tensor, errors: torch.Tensor) -> torch.Tensor:
+    """Losses `[n]` of a whole vocabulary's logits, and softmax - onehot into `errors`: one pass when it is compiled."""
+    x = logits.float()
+    top = x.amax(-1, keepdim=True)
+    powers = torch.exp(x - top)
+    total = powers.sum(-1, keepdim=True)
+    onehot = torch.arange(x.shape[1], device=x.device) == labels[:, None]
+    errors.copy_(powers / total - onehot.float())
+    return (torch.log(total) + top - x.gather(1, labels[:, None]))[:, 0]
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Callable[..., torch.Tensor]:
+    return torch.compile(_losses_and_errors, fullgraph=True, dynamic=False)  # its import alone takes a second
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -36,6 +54,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         real: int,
         group: dist.ProcessGroup | None,
         keep: bool,
+        compiled: bool,
     ) -> torch.Tensor:
         tokens = hidden.shape[0]
         rows = weight[:real]
@@ -44,7 +63,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         parallel = group is not None and dist.get_world_size(group) > 1
         for low in range(0, tokens, _CHUNK):
             part = slice(low, min(low + _CHUNK, tokens))
-            logits = (hidden[part] @ rows.t()).float()
+            logits = hidden[part] @ rows.t()
+            if compiled and errors is not None and not parallel:
+                losses[part] = _compiled()(logits, labels[part], errors[part])
+                continue
+            logits = logits.float()
             local = labels[part] - first
             mine = (local >= 0) & (local < real)
             column = local.clamp(0, max(real - 1, 0))[:, None]
@@ -84,7 +107,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if ctx.real < weight.shape[0] else torch.empty_like(weight)
         torch.mm(errors.t(), (hidden * scale).to(hidden.dtype), out=grad_weight[: ctx.real])
         _free_buffers.append(errors)
-        return grad_hidden, grad_weight, None, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
 def linear_cross_entropy(
@@ -94,6 +117,7 @@ def linear_cross_entropy(
     *,
     vocab_size: int,
     group: dist.ProcessGroup | None = None,
+    compiled: bool = False,
 ) -> torch.Tensor:
     """Cross-entropy of `labels` under softmax(hidden @ weight^T), per token, in nats.
 
@@ -103,6 +127,7 @@ def linear_cross_entropy(
         labels: `[n]`, token ids below `vocab_size`.
         vocab_size: tokens that exist; rows of `weight` beyond are padding and take no part.
         group: the ranks that the vocabulary is split over.
+        compiled: what is done to logits element by element may go through torch.compile (where they are not split).
 
     Returns:
         `[n]` fp32.
@@ -111,4 +136,4 @@ def linear_cross_entropy(
     first = rank * weight.shape[0]
     real = max(0, min(weight.shape[0], vocab_size - first))
     keep = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    return _LinearCrossEntropy.apply(hidden, weight, labels, first, real, group, keep)
+    return _LinearCrossEntropy.apply(hidden, weight, labels, first, real, group, keep, compiled)

@@ -23,8 +23,8 @@ class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
         if self.sequence_parallel or weight is not None or self.gather_output or runtime_gather_output:
             return super().forward(input_, weight, runtime_gather_output)
         x = tensor_parallel.copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
-        if self.skip_bias_add:
-            return F.linear(x, self.weight), self.bias
+        # Also where the bias is to be returned for a kernel that would add it: no such kernel is used, and the product
+        # adds it on its way.
         return F.linear(x, self.weight, self.bias), None
 
 

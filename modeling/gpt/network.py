@@ -20,6 +20,7 @@ from modeling import document_masks, transformer
 from modeling.attention import CausalAttention
 from modeling.cross_entropy import linear_cross_entropy
 from modeling.execution import Execution
+from modeling.gelu import gelu_tanh
 from modeling.gpt.config import GPTConfig
 from modeling.gpt.objective import forward_step
 from modeling.norms import NORMS
@@ -110,6 +111,7 @@ class GPT(GPTModel):
             labels.t().reshape(-1),
             vocab_size=self.gpt.vocabulary,
             group=group,
+            compiled=self.execution.compile,
         )
         return losses.view(s, b).t()
 
@@ -125,7 +127,7 @@ def _core_attention(gpt: GPTConfig) -> Any:
     bands = gpt.band_of_layer()
 
     def build(**kwargs: Any) -> CausalAttention:
-        return CausalAttention(band_of_layer=bands, **kwargs)
+        return CausalAttention(band_of_layer=bands, length=gpt.sequence_length, **kwargs)
 
     return build
 
@@ -143,14 +145,10 @@ def transformer_config(gpt: GPTConfig, execution: Execution) -> TransformerConfi
         ffn_hidden_size=gpt.ffn_size,
         normalization="RMSNorm" if gpt.normalization == "rmsnorm" else "LayerNorm",
         layernorm_epsilon=gpt.norm_epsilon,
-        activation_func=F.silu if swiglu else _gelu_tanh,
+        activation_func=F.silu if swiglu else gelu_tanh,
         gated_linear_unit=swiglu,
         add_bias_linear=gpt.biases,
     )
-
-
-def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    return F.gelu(x, approximate="tanh")
 
 
 def build(gpt: GPTConfig, execution: Execution) -> list[GPT]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modeling.cross_entropy import linear_cross_entropy
+from modeling.cross_entropy import _losses_and_errors, linear_cross_entropy
 
 
 def both(
@@ -46,6 +46,20 @@ def test_bf16_loss_and_gradients_are_torchs_within_the_dtypes_rounding() -> None
     assert (loss - loss_).abs().max() < 2**-3
     for ours, theirs in ((hidden, hidden_), (weight, weight_)):
         assert (ours - theirs).norm() / theirs.norm() < 2e-2
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_what_compiled_models_do_to_logits_is_the_same_arithmetic(scale: float) -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits, labels = scale * torch.randn(64, 300, generator=generator), torch.randint(300, (64,), generator=generator)
+    errors = torch.full_like(logits, torch.nan)
+    losses = _losses_and_errors(logits, labels, errors)
+    exact = logits.double().requires_grad_()
+    losses_ = F.cross_entropy(exact, labels, reduction="none")
+    losses_.sum().backward()
+    assert exact.grad is not None
+    assert (losses.double() - losses_).abs().max() <= 1e-6 * losses_.abs().max()
+    assert (errors.double() - exact.grad).abs().max() <= 2e-6
 
 
 def test_padding_rows_take_no_part_and_get_no_gradient() -> None:

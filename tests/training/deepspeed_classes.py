@@ -11,7 +11,15 @@ from training.engine import deepspeed_bridge
 from training.engine.zero import ZeroEngine
 
 _NAMES = {
-    "BF16_Optimizer": ["fp32_groups_flat_partition", "update_lp_params", "_lazy_init_hp_params_optimizer_state"],
+    "BF16_Optimizer": [
+        "fp32_groups_flat_partition",
+        "fp32_groups_gradients",
+        "fp32_groups_has_gradients",
+        "_update_hp_grad",
+        "clear_hp_grads",
+        "update_lp_params",
+        "_lazy_init_hp_params_optimizer_state",
+    ],
     "DeepSpeedZeroOptimizer": [
         "single_partition_of_fp32_groups",
         "update_lp_params",
@@ -57,6 +65,9 @@ def _look(case: dict[str, Any]) -> dict[str, Any]:
         gradients = [deepspeed_bridge.high_precision_gradient(engine.engine, p) for p, _ in engine.inputs.shards]
         without = sum(gradient is None for gradient in gradients)
     engine.step(1e-3)
+    # A step that nothing took part in has no gradients, whatever the one before has left in the sums.
+    deepspeed_bridge.zero_missing_gradients(engine.engine)
+    stale = any(bool(flat.any()) for flat in getattr(engine.engine.optimizer, "fp32_groups_gradients_flat", []))
     before = torch.cat([fragment.weight.clone() for fragment in engine.fragments()])
     parameter = engine.inputs.shards[0][0]
     hook = parameter.register_hook(lambda gradient: gradient * float("nan"))
@@ -66,4 +77,11 @@ def _look(case: dict[str, Any]) -> dict[str, Any]:
     after = torch.cat([fragment.weight.clone() for fragment in engine.fragments()])
     steps.stop(engine)
     changed = not torch.equal(before, after)
-    return {"class": kind, "missing": missing, "without_gradient": without, "skipped": skipped, "changed": changed}
+    return {
+        "class": kind,
+        "missing": missing,
+        "without_gradient": without,
+        "skipped": skipped,
+        "changed": changed,
+        "stale": stale,
+    }

@@ -44,6 +44,11 @@ def test_every_private_name_is_there_and_gradients_are_found(found: dict[str, di
             assert facts["without_gradient"] == 0, case
 
 
+def test_sums_of_parameters_that_take_no_part_in_a_step_are_zero(found: dict[str, dict[str, object]]) -> None:
+    for case, facts in found.items():
+        assert facts["stale"] is False, case
+
+
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(found: dict[str, dict[str, object]]) -> None:
     for case, facts in found.items():
         assert facts["skipped"] is True, case

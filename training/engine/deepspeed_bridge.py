@@ -102,7 +102,41 @@ def initialize(module: torch.nn.Module, optimizer: torch.optim.Optimizer, settin
         engine.optimizer.check_overflow = lambda *_, **__: None
     if isinstance(engine.optimizer, BF16_Optimizer):
         engine.allreduce_and_copy = partial(_reduce_in_place, engine)
+        engine.optimizer._update_hp_grad = partial(_accumulate, engine.optimizer)
+        engine.optimizer.clear_hp_grads = partial(_forget_gradients, engine.optimizer)
     return engine
+
+
+def _accumulate(optimizer: Any, parameter: torch.nn.Parameter, group: int, index: int, clear_lp_grads: bool) -> None:
+    """Add a bf16 gradient to its fp32 sum. DeepSpeed zeroes all sums twice a step and adds to the zeros; here the first
+    micro-batch of a step writes, which is the same sum.
+    """
+    if parameter.grad is None:
+        return
+    total = optimizer.fp32_groups_gradients[group][index]
+    with torch.no_grad():
+        if optimizer.fp32_groups_has_gradients[group][index]:
+            total.add_(parameter.grad.view(total.shape))
+        else:
+            total.copy_(parameter.grad.view(total.shape))
+    optimizer.fp32_groups_has_gradients[group][index] = True
+    parameter._hp_grad = total  # type: ignore[attr-defined]
+
+
+def _forget_gradients(optimizer: Any) -> None:
+    """The sums are of a step that is over: the next one writes, or zeroes in `zero_missing_gradients`."""
+    for flags in optimizer.fp32_groups_has_gradients:
+        flags[:] = [False] * len(flags)
+
+
+def zero_missing_gradients(engine: Any) -> None:
+    """Before a step: the sums of parameters that took no part in it are zero, not what the last step left there."""
+    if isinstance(engine.optimizer, BF16_Optimizer):
+        both = zip(engine.optimizer.fp32_groups_gradients, engine.optimizer.fp32_groups_has_gradients, strict=True)
+        for gradients, flags in both:
+            for gradient, present in zip(gradients, flags, strict=True):
+                if not present:
+                    gradient.zero_()
 
 
 def _reduce_in_place(

@@ -79,6 +79,7 @@ class ZeroEngine(Engine):
         return self._callables
 
     def step(self, learning_rate: float) -> StepResult:
+        bridge.zero_missing_gradients(self.engine)
         if self.inputs.parallel.zero_stage == 1:
             self.complete_gradients(lambda p: bridge.high_precision_gradient(self.engine, p))
         for group in self.engine.optimizer.param_groups:
