@@ -147,6 +147,33 @@ def _korthikanti() -> Iterator[Run]:
             )
 
 
+# Width, heads, layers, GPUs = tensor, seconds with 8 samples on V100 and with 16 on A100.
+_MEGATRON_2020 = {
+    "1B": (1920, 15, 24, 1, 1.121, 1.076),
+    "2B": (2304, 18, 30, 2, 1.093, 1.026),
+    "4B": (3072, 24, 36, 4, 1.238, 1.162),
+    "8B": (4096, 32, 42, 8, 1.407, 1.343),
+}
+
+
+def _megatron_2020() -> Iterator[Run]:
+    for name, (width, heads, layers, tensor, on_v100, on_a100) in _MEGATRON_2020.items():
+        for gpu, batch, seconds in (("v100-32gb", 8, on_v100), ("a100-40gb", 16, on_a100)):
+            yield Run(
+                name=f"Megatron-2020 {name} {gpu.partition('-')[0]}",
+                source="README of NVIDIA/Megatron-LM at 5281919, images/tables.tex: DGX-2 and DGX A100, sequence 1,024",
+                gpu=gpu,
+                gpus=tensor,
+                model=_gpt(layers, width, heads, 51200, 1024),
+                parallel=ParallelConfig(tensor=tensor, zero_stage=0),
+                batch=batch,
+                seconds=seconds,
+                habits=_MEGATRON_2021,
+                micro_batch=batch,
+                recompute="full",
+            )
+
+
 _MPT = {
     "125m": (12, 768, 12),
     "350m": (24, 1024, 16),
@@ -259,4 +286,12 @@ def _own() -> Iterator[Run]:
         )
 
 
-RUNS: tuple[Run, ...] = (*_megatron_h100(), *_narayanan(), *_korthikanti(), *_foundry(), *_others(), *_own())
+RUNS: tuple[Run, ...] = (
+    *_megatron_h100(),
+    *_megatron_2020(),
+    *_narayanan(),
+    *_korthikanti(),
+    *_foundry(),
+    *_others(),
+    *_own(),
+)

@@ -157,7 +157,7 @@ def assumptions(estimate: Estimate) -> list[str]:
     found = ["from:"]
     for said in estimate.assumptions:
         found += textwrap.wrap(said, WIDTH, initial_indent="  ", subsequent_indent="    ")
-    return [*found, "  checked: against 51 runs that others have published, see trestle plan --published"]
+    return [*found, "  checked: against runs that others have published, see trestle plan --published"]
 
 
 def search_lines(found: Search, asked: str) -> list[str]:
