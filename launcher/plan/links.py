@@ -35,8 +35,8 @@ def links(layout: Layout, replicas: int, gpus_per_node: int, accelerator: Accele
     model = layout.tensor
     members = max(1, min(replicas, gpus_per_node // model)) if model <= gpus_per_node else 1
     data = inside if replicas <= members else min(inside, members * outside)
-    # The next stage is a whole stage's ranks away.
-    neighbours = replicas * layout.tensor < gpus_per_node
+    # The next stage is a whole stage's ranks away: of several nodes, some stage is followed by one on another.
+    neighbours = replicas * layout.model_parallel <= gpus_per_node
     return Links(
         tensor=inside if layout.tensor <= gpus_per_node else outside,
         data=data,

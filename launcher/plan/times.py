@@ -10,7 +10,7 @@ from launcher.plan.figures import StepTime
 from launcher.plan.links import Links
 from modeling.footprint import Footprint
 from training.config import ParallelConfig
-from training.footprint import FP32, data_traffic
+from training.footprint import FP32, PERSISTENT_NUMEL, data_traffic
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,10 @@ class Step:
         traffic = data_traffic(footprint, self.parallel, self.precision, self.replicas, micro_batches)
         if "gradients" in traffic:
             traffic["gradients"] *= self.device.habits.gradient_width / FP32
-        sent = sum(links.seconds(bytes_, links.data) for bytes_ in traffic.values())
+        # ZeRO 3 gathers each matrix by itself, forward and backward.
+        apart = sum(p.numel > PERSISTENT_NUMEL for p in footprint.parameters) if self.parallel.zero_stage == 3 else 0
+        times = {"weights": max(1, 2 * micro_batches * apart)}
+        sent = sum(links.seconds(bytes_, links.data, times.get(what, 1)) for what, bytes_ in traffic.items())
         behind = slowest.compute.backward + slowest.compute.forward
         hidden = min(self.device.habits.data_overlap * sent, behind)
         # Both holders of a tied embedding sum its gradient, and partial gradients are summed: in fp32, once a step.
