@@ -1,7 +1,7 @@
 """`trestle plan --search`: every legal layout on the given GPUs, the fastest ones, and why each loses to a better one.
 
-Nothing is sampled: layouts that `training.recipe.check_layout` allows are counted, those whose memory is too small on
-the first or last stage are dropped by formula, and the rest are estimated one by one.
+Nothing is sampled: every layout that `training.recipe.check_layout` allows is estimated, but those whose micro-batch is
+larger than one that did not fit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import heapq
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.batching import BatchSchedule
@@ -22,7 +22,6 @@ from launcher.plan.estimate import estimate
 from launcher.plan.figures import Estimate
 from launcher.plan.hardware import Accelerator
 from launcher.plan.reasons import peak, rounded_seconds, why_it_loses
-from training.memory import rank_memory
 from training.recipe import check_layout
 
 SHOWN = 10
@@ -63,35 +62,35 @@ BY_RAMP = "batch.ramp alone forbids them, see --batch.ramp null"
 BY_BATCH = "the batch does not come out even, or another key forbids them"
 
 
-@dataclass
-class _Count:
-    legal: int = 0
-    fitting: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-
-
 def search(job: Job, accelerator: Accelerator, most: int = SHOWN, **options: Any) -> Search:
     """Try all layouts of a job that is legal but for its layout; its vocabulary must be known.
 
     options: of `estimate`. Raises UserError where no layout is legal.
     """
-    count = _Count()
+    space = _Space(job)
     best: list[tuple[float, float, int, Estimate, Candidate]] = []
     numbers = itertools.count()
-    least: tuple[float, Candidate] | None = None
-    for candidate, excess in _Space(job, accelerator).legal(count):
-        found = estimate(candidate.of(job), accelerator, every_stage=False, **options) if excess <= 0 else None
-        if found is None or not found.fits:
-            if least is None or excess < least[0]:
-                least = excess, candidate
-            continue
-        count.fitting += 1
-        # Negated: the heap's first is the worst of the best.
-        heapq.heappush(best, (-rounded_seconds(found), -peak(found), -next(numbers), found, candidate))
-        if len(best) > most:
-            heapq.heappop(best)
-    if not count.legal:
-        raise UserError(_none_legal(job, count))
+    least: Estimate | None = None
+    nearest: Candidate | None = None
+    for run in space.runs():
+        too_large = False
+        for candidate in run:
+            # Of a single micro-batch no gradients of others are there beside it.
+            if too_large and space.micro_batches(candidate) > 1:
+                continue
+            found = estimate(candidate.of(job), accelerator, every_stage=False, **options)
+            too_large = not found.fits
+            if too_large:
+                if least is None or peak(found) < peak(least):
+                    least, nearest = found, candidate
+                continue
+            space.fitting += 1
+            # Negated: the heap's first is the worst of the best.
+            heapq.heappush(best, (-rounded_seconds(found), -peak(found), -next(numbers), found, candidate))
+            if len(best) > most:
+                heapq.heappop(best)
+    if not space.legal:
+        raise UserError(_none_legal(job, space.refused))
 
     def propose(candidate: Candidate, found: Estimate, better: Estimate | None = None) -> Proposal:
         check_anywhere(candidate.of(job))
@@ -101,40 +100,41 @@ def search(job: Job, accelerator: Accelerator, most: int = SHOWN, **options: Any
     ranked = [(candidate, found) for *_, found, candidate in sorted(best, key=lambda one: one[:3], reverse=True)]
     before = [None, *(found for _, found in ranked)]
     proposals = tuple(propose(*one, better) for one, better in zip(ranked, before, strict=False))
-    nearest = None
-    if least is not None and not ranked:
-        nearest = propose(least[1], estimate(least[1].of(job), accelerator, **options))
     own = None
     if ranked and not _refused(lambda: check_anywhere(job)):
         own = propose(as_it_is(job), estimate(job, accelerator, **options), ranked[0][1])
-    return Search(count.legal, count.fitting, dict(count.refused), proposals, own, nearest)
+    short = propose(nearest, least) if least and nearest and not ranked else None
+    return Search(space.legal, space.fitting, dict(space.refused), proposals, own, short)
 
 
 class _Space:
-    """All layouts of a job, told apart by what they are refused for and by memory."""
+    """All layouts of a job, and how many of them are legal, refused, and fit."""
 
-    def __init__(self, job: Job, accelerator: Accelerator) -> None:
-        self.job, self.limit = job, accelerator.memory_bytes
-        batch = job.recipe.batch
-        self.sizes = BatchSchedule(batch, job.recipe.model.sequence_length).sizes()
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.sizes = BatchSchedule(job.recipe.batch, job.recipe.model.sequence_length).sizes()
+        self.legal = self.fitting = 0
+        self.refused: Counter[str] = Counter()
 
-    def legal(self, count: _Count) -> Iterator[tuple[Candidate, float]]:
-        """Each legal layout, with the bytes that the fuller of its first and last stage lacks (below 0: is free)."""
+    def runs(self) -> Iterator[list[Candidate]]:
+        """Legal layouts: runs that differ in nothing but the micro-batch, which grows."""
         for run in candidates(self.job):
             if not self._has_engine(run[0]):
-                count.refused[BY_ENGINE] += len(run)
+                self.refused[BY_ENGINE] += len(run)
                 continue
-            excess = -1.0
-            for candidate in run:
-                if not self._is_legal(candidate, self.sizes):
-                    whole = [self.job.recipe.batch.global_batch_size]
+            legal = [candidate for candidate in run if self._is_legal(candidate, self.sizes)]
+            self.legal += len(legal)
+            whole = [self.job.recipe.batch.global_batch_size]
+            for candidate in run if len(legal) < len(run) else ():
+                if candidate not in legal:
                     by_ramp = len(self.sizes) > 1 and self._is_legal(candidate, whole)
-                    count.refused[BY_RAMP if by_ramp else BY_BATCH] += 1
-                    continue
-                count.legal += 1
-                if excess <= 0:  # where a micro-batch is too large, so is every larger one
-                    excess = self._excess(candidate)
-                yield candidate, excess
+                    self.refused[BY_RAMP if by_ramp else BY_BATCH] += 1
+            yield legal
+
+    def micro_batches(self, candidate: Candidate) -> int:
+        """Of a step and rank."""
+        replicas = candidate.parallel.data_parallel(self.job.world_size)
+        return -(-self.job.recipe.batch.global_batch_size // (replicas * candidate.micro_batch_size))
 
     def _has_engine(self, candidate: Candidate) -> bool:
         """Whether ZeRO's stage goes with the pipeline and the precision: asked first, since it is cheap."""
@@ -142,10 +142,6 @@ class _Space:
 
     def _is_legal(self, candidate: Candidate, sizes: Sequence[int]) -> bool:
         return not _refused(lambda: check_layout(candidate.of(self.job).recipe, self.job.world_size, sizes))
-
-    def _excess(self, candidate: Candidate) -> float:
-        recipe, last = candidate.of(self.job).recipe, candidate.parallel.pipeline - 1
-        return max(rank_memory(recipe, self.job.world_size, stage).peak for stage in {0, last}) - self.limit
 
 
 def _refused(check: Callable[[], None]) -> bool:
@@ -158,11 +154,11 @@ def _refused(check: Callable[[], None]) -> bool:
     return False
 
 
-def _none_legal(job: Job, count: _Count) -> str:
+def _none_legal(job: Job, refused: Counter[str]) -> str:
     batch, ranks = job.recipe.batch.global_batch_size, job.world_size
-    if count.refused[BY_RAMP]:
+    if refused[BY_RAMP]:
         return (
-            f"batch.ramp allows no layout on {ranks:,} GPUs, but without it {count.refused[BY_RAMP]:,} would do: give "
+            f"batch.ramp allows no layout on {ranks:,} GPUs, but without it {refused[BY_RAMP]:,} would do: give "
             "it a larger start and increment, or --batch.ramp null"
         )
     return (
