@@ -2,9 +2,11 @@
 
 Open
 - `command` for `trestle plan`: its arguments, the job on the hardware asked for, where the answer goes;
-- `estimate` for the whole of it; `hardware` for what is known of accelerators;
+- `estimate` for the whole of it, `figures` for what it consists of, `data` for epochs;
+- `hardware` for what is known of accelerators;
 - `efficiency` for how much of a peak is reached, and from which measurements that is known;
-- `compute` for the time of a stage, `links` for communication, `times` for the step;
+- `stages` and `compute` for the time of a stage, `links` for communication, `habits` for what overlaps, `times` for the
+  step;
 - `search` for all legal layouts and the fastest of them: `candidates` enumerates, `reasons` says why one loses, `mend`
   what would make one fit;
 - `schedule` for what a stage does when, as the schedules that run order it;

@@ -22,7 +22,7 @@ class Habits:
     compiled: bool = False
     """Whether torch.compile also makes one kernel of the cross-entropy."""
     data_overlap: float = 0.0
-    """Of reducing gradients and gathering weights, behind one micro-batch's backward and forward."""
+    """Of reducing gradients and gathering weights, behind forward and backward of the micro-batches that it follows."""
     tensor_overlap: float = 0.0
     """Of tensor-parallel collectives, behind the products around them."""
     pipeline_overlap: float = 0.0

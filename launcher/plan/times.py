@@ -133,7 +133,9 @@ class Step:
         apart = sum(p.numel > PERSISTENT_NUMEL for p in footprint.parameters) if self.parallel.zero_stage == 3 else 0
         times = {"weights": max(1, 2 * micro_batches * apart)}
         sent = sum(links.seconds(bytes_, links.data, times.get(what, 1)) for what, bytes_ in traffic.items())
+        # ZeRO 2 and 3 communicate in every micro-batch, the others in the last one.
         behind = slowest.compute.backward + slowest.compute.forward
+        behind *= micro_batches if self.parallel.zero_stage >= 2 else 1
         hidden = min(self.device.habits.data_overlap * sent, behind)
         # Both holders of a tied embedding sum its gradient, and partial gradients are summed: in fp32, once a step.
         tied = links.seconds(footprint.tied * FP32, links.pipeline)
