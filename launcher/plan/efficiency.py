@@ -68,9 +68,9 @@ _HOPPER = Efficiency(
     start=5.0e-6,
     memory=0.90,  # a copy on an H100 moves 3.0 of 3.35 TB/s, on an H200 4.3 of 4.8: measured with torch 2.11
     attention=0.35,  # FlashAttention-2 on an H100: Shah et al. 2024, abstract
-    link=0.80,  # all-reduce of 8: 235 of 300 GB/s on A100, "about 80 %": Bekman, network
-    network=0.80,
-    latency=20e-6,
+    link=0.80,  # rings of large messages: 366 of 450 GB/s on an H200, 235 of 300 on an A100 (Bekman, network)
+    network=0.85,  # 84.8 of 100 GB/s over all sizes, 96 at best (NVIDIA/nccl-tests issue 119); 46-48 of 50 (issue 290)
+    latency=20e-6,  # small messages between two nodes: NVIDIA/nccl-tests issue 150
     sustained=0.68,
     source=(
         "H100: 52 products measured for OpenXLA's cost model (matmul_interpolator_data.h, sm_90), their ceiling "
