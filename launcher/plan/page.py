@@ -17,7 +17,7 @@ from launcher.plan.layouts import layouts
 from launcher.plan.mend import Mend
 from launcher.plan.reasons import peak
 from launcher.plan.search import Search
-from launcher.plan.show import alike, fit, of_limit, own_place, shown, split, tried
+from launcher.plan.show import alike, fit, least_gpus, of_limit, own_place, shown, split, tried
 from launcher.plan.terms import MEMORY, TERMS, seconds
 from launcher.plan.timeline import time_line
 from launcher.tables import size
@@ -34,10 +34,12 @@ def render(
     """
     best = found.proposals[0].estimate if found and found.proposals else None
     nearest = found.nearest.estimate if found and found.nearest else None
-    shown_ = best or estimate or nearest
+    shown_ = best or nearest or estimate
     if shown_ is None:
         raise AssertionError("there is nothing to show")
-    over = "Trestle plan" if best is None else "Trestle plan: the fastest of all layouts"
+    over = "Trestle plan" if found is None else "Trestle plan: the fastest of all layouts"
+    if nearest is not None:
+        over = "Trestle plan: nothing fits, and this is the nearest"
     return document(
         f"{shown_.name}: plan",
         header(over, shown_.name, _facts(shown_), _tiles(shown_)),
@@ -103,10 +105,19 @@ def _warning(estimate: Estimate, mends: Sequence[Mend]) -> Html | None:
 
 def _search(found: Search | None, command: str) -> Html | None:
     if found is None or not found.proposals:
-        return None if found is None else section("The search", element("p", tried(found)))
+        return None if found is None else _nothing(found, command)
     own = element("p", f"{own_place(found)}.", class_="note") if found.own else None
     lead = element("p", f"{tried(found)} Take one with its overrides behind ", element("code", command), ".")
     return element("section", element("h2", "The fastest layouts"), lead, layouts(found), own)
+
+
+def _nothing(found: Search, command: str) -> Html | None:
+    """What is said where no layout fits."""
+    if found.nearest is None:
+        return None
+    words = element("p", "The nearest: ", element("code", f"{command} {found.nearest.overrides}"))
+    bound = element("p", least_gpus(found.nearest.estimate))
+    return element("section", element("h2", "Nothing fits"), element("p", tried(found)), bound, words)
 
 
 def _memory_lead(estimate: Estimate) -> str:

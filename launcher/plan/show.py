@@ -104,12 +104,14 @@ def memory_table(estimate: Estimate) -> str:
 
 def fit(estimate: Estimate, mends: Sequence[Mend] = ()) -> list[str]:
     """Whether it fits, and what would make it."""
-    limit = estimate.accelerator.memory_bytes
+    limit, staged = estimate.accelerator.memory_bytes, len(estimate.stages) > 1
     fullest = max(estimate.stages, key=lambda stage: stage.memory.peak)
-    where = f"stage {fullest.stage}, in {fullest.memory.moment}" if len(estimate.stages) > 1 else fullest.memory.moment
+    most, moment = fullest.memory.peak, fullest.memory.moment
     if estimate.fits:
-        return [f"fits: {size(limit - fullest.memory.peak)} are free at the peak ({where})"]
-    found = [f"DOES NOT FIT: {estimate.why_not}"]
+        where = f"stage {fullest.stage}, in {moment}" if staged else f"in {moment}"
+        return [f"fits: {size(limit - most)} are free at the peak ({where})"]
+    who = f"a rank of stage {fullest.stage}" if staged else "a rank"
+    found = [f"DOES NOT FIT: {who} needs {size(most)} in {moment}, and {estimate.accelerator.name} has {size(limit)}"]
     if mends:
         found += [
             "would fit:",
