@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         print("\n".join(published.lines()))
         return 0
     if arguments.recipe is None:
-        raise UserError("RECIPE is missing; see `trestle plan --help`")
+        raise UserError("the following arguments are required: RECIPE; see `trestle plan --help`")
     source = find_recipe(arguments.recipe)
     asked = load_job(source, overrides)
     if arguments.print_config:

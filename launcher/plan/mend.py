@@ -18,10 +18,9 @@ class Mend:
     """A change that makes a job fit."""
 
     overrides: str
-    peak: int
-    """Bytes of the fullest rank then."""
-    step: float
-    """Seconds of a step then."""
+    peak_bytes: int
+    """Of the fullest rank then."""
+    step_seconds: float
 
 
 def mends(job: Job, accelerator: Accelerator, **options: Any) -> list[Mend]:
@@ -38,7 +37,7 @@ def mends(job: Job, accelerator: Accelerator, **options: Any) -> list[Mend]:
         then = estimate(changed, accelerator, **options)
         if then.fits:
             found.append(Mend(overrides(job, candidate), peak(then), then.step.total_seconds))
-    return sorted(found, key=lambda mend: mend.step)
+    return sorted(found, key=lambda mend: mend.step_seconds)
 
 
 def _changes(job: Job) -> list[Candidate]:

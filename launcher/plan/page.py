@@ -96,7 +96,10 @@ def _warning(estimate: Estimate, mends: Sequence[Mend]) -> Html | None:
     said = [element("p", element("strong", "It does not fit. "), fit(estimate, mends)[0].partition(": ")[2])]
     said += [
         element(
-            "p", "Would fit: ", element("code", mend.overrides), f" ({size(mend.peak)}, {seconds(mend.step)} a step)"
+            "p",
+            "Would fit: ",
+            element("code", mend.overrides),
+            f" ({size(mend.peak_bytes)}, {seconds(mend.step_seconds)} a step)",
         )
         for mend in mends
     ]

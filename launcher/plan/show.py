@@ -115,7 +115,7 @@ def fit(estimate: Estimate, mends: Sequence[Mend] = ()) -> list[str]:
     if mends:
         found += [
             "would fit:",
-            *(f"  {mend.overrides}  ({size(mend.peak)}, {seconds(mend.step)} a step)" for mend in mends),
+            *(f"  {mend.overrides}  ({size(mend.peak_bytes)}, {seconds(mend.step_seconds)} a step)" for mend in mends),
         ]
     else:
         found.append("no single change of the layout makes it fit; --search tries them all")

@@ -53,7 +53,7 @@ def test_example_in_the_help_is_accepted(command: str) -> None:
 
 
 MISTAKES = [
-    (["trian"], "there is no command 'trian'; there is prepare, train, resume"),
+    (["trian"], "there is no command 'trian'; there is prepare, plan, train"),
     (["train"], "the following arguments are required: RECIPE; see `trestle train --help`"),
     (["train", "gpt3-13"], "there is no recipe gpt3-13: neither a file nor a shipped name; did you mean gpt3-13b?"),
     (

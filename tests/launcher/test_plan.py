@@ -112,7 +112,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["gpt3-125m", "--nodes", "0"], "--nodes: 0 is not 1 or more"),
     (["gpt3-125m", "--pue", "-1"], "--pue: -1 is not above 0"),
     (["gpt3-125m", "--parallel.tensors", "2"], "parallel.tensor"),
-    ([], "RECIPE is missing"),
+    ([], "the following arguments are required: RECIPE"),
     (["demo"], "say --model.vocab_size"),
 ]
 
