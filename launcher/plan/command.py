@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from launcher.plan.hardware import ACCELERATORS, Accelerator, accelerator
 from launcher.plan.mend import Mend, mends
 from launcher.plan.page import render
 from launcher.plan.search import Proposal, Search, search
-from launcher.plan.show import WIDTH, lines, search_lines
+from launcher.plan.show import lines, search_lines, wrapped
 from launcher.sources import find_recipe
 from training.evaluation.config import EvaluationConfig
 
@@ -177,7 +176,7 @@ def _with_epochs(job: Job, answer: Answer) -> Answer:
 def _said(answer: Answer) -> list[str]:
     said = [] if answer.found is None else search_lines(answer.found, answer.command)
     if answer.refusal:
-        said += ["", *textwrap.wrap(f"the layout of the recipe itself cannot start there: {answer.refusal}", WIDTH)]
+        said += ["", *wrapped(f"the layout of the recipe itself cannot start there: {answer.refusal}")]
     elif answer.found is None and answer.estimate is not None:
         said = lines(answer.estimate, answer.mends)
     return [*said, *answer.notes]

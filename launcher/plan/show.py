@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby, zip_longest
+from typing import Any
 
 from launcher.dry_run import axes
 from launcher.plan.facts import Fact, facts
@@ -144,35 +145,40 @@ def beside(left: str, right: str, gap: int = 4) -> list[str]:
     left_lines = left.splitlines()
     width = max(map(len, left_lines))
     room = WIDTH - width - gap
-    right_lines = [part for line in right.splitlines() for part in _wrapped(line, room)]
+    right_lines = [part for line in right.splitlines() for part in _hanging(line, room)]
     both = zip_longest(left_lines, right_lines, fillvalue="")
     return [f"{one:{width + gap}}{other}".rstrip() for one, other in both]
 
 
-def _wrapped(line: str, room: int) -> list[str]:
+def wrapped(text: str, room: int = WIDTH, **options: Any) -> list[str]:
+    """Lines of at most `room` columns; an option such as --gpus-per-node stays in one piece."""
+    return textwrap.wrap(text, room, break_on_hyphens=False, **options)
+
+
+def _hanging(line: str, room: int) -> list[str]:
     name = len(line) - len(line.partition("  ")[2].lstrip()) if "  " in line else 2
-    return textwrap.wrap(line, room, subsequent_indent=" " * name, drop_whitespace=True) or [""]
+    return wrapped(line, room, subsequent_indent=" " * name, drop_whitespace=True) or [""]
 
 
 def assumptions(estimate: Estimate) -> list[str]:
     """Where the figures come from."""
     found = ["from:"]
     for said in estimate.assumptions:
-        found += textwrap.wrap(said, WIDTH, initial_indent="  ", subsequent_indent="    ")
+        found += wrapped(said, initial_indent="  ", subsequent_indent="    ")
     return [*found, "  checked: against runs that others have published, see trestle plan --published"]
 
 
 def search_lines(found: Search, asked: str) -> list[str]:
     """The best layouts, why each loses, and what to paste. asked: `trestle train RECIPE` with the user's overrides."""
-    said = [*textwrap.wrap(tried(found), WIDTH), ""]
+    said = [*wrapped(tried(found)), ""]
     if found.nearest is not None:
         return [*said, *nearest(found.nearest, asked)]
     said += [table(SEARCH_HEADS, [search_row(place, one.estimate) for place, one in enumerate(found.proposals, 1)])]
     if found.own is not None:
-        said += ["", *textwrap.wrap(own_place(found), WIDTH)]
+        said += ["", *wrapped(own_place(found))]
     said += ["", "each loses to the one before by"]
     for place, one in enumerate(found.proposals[1:], 2):
-        said += textwrap.wrap(one.loses_by, WIDTH, initial_indent=f"{place:>4}  ", subsequent_indent=" " * 6)
+        said += wrapped(one.loses_by, initial_indent=f"{place:>4}  ", subsequent_indent=" " * 6)
     said += ["", f"to take one: {asked}"]
     said += [f"{place:>4}  {one.overrides or '(as it is)'}" for place, one in enumerate(found.proposals, 1)]
     return said
@@ -226,7 +232,7 @@ def nearest(one: Proposal, asked: str) -> list[str]:
         "",
         memory_table(found),
         "",
-        *textwrap.wrap(least_gpus(found), WIDTH),
+        *wrapped(least_gpus(found)),
         f"to see it: {asked} {one.overrides}".rstrip(),
     ]
 
