@@ -10,7 +10,8 @@ Open
   open_clip;
 - `contrastive/` for InfoNCE, NT-Xent and SigLIP's loss over the pairs of all ranks, in tiles; `coupling` for what a
   family offers whose loss couples a batch;
-- `footprint` for what a rank holds and hands over, `work` for what it computes, by formula;
+- `footprint` for the parameters that a rank holds and what it hands over, `work` for what it computes, `memory` and
+  `layer_memory` for what autograd keeps of a micro-batch: by formula;
 - `layout` for the parallel axes, a rank's place in them and their checks, `groups` for the process groups and this
   rank's coordinates, `execution` for precision, recomputation and compilation;
 - `sharding` and `initialization` for what a rank's parameter is a part of, and its initial values by name;

@@ -2,19 +2,19 @@
 
 `trestle train --dry-run` is made of it. Numbers are elements, not bytes: their width is the precision's business. The
 parameters are exact (tests/modeling/test_footprint.py compares them with the real modules'). What autograd keeps is in
-`modeling.activations`.
+`modeling.memory`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from modeling.layout import Layout
 
 
-@dataclass(frozen=True)
-class LocalParameter:
+class LocalParameter(NamedTuple):
     """One parameter as a rank holds it."""
 
     name: str

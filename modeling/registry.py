@@ -7,22 +7,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from modeling.activations import Activations, Run
-from modeling.clip import activations as clip_activations
 from modeling.clip import config as clip_config
 from modeling.clip import flops as clip_flops
 from modeling.clip import footprint as clip_footprint
+from modeling.clip import memory as clip_memory
 from modeling.clip import presets as clip_presets
 from modeling.clip import work as clip_work
 from modeling.errors import ModelError
 from modeling.footprint import Footprint
-from modeling.gpt import activations as gpt_activations
 from modeling.gpt import config as gpt_config
 from modeling.gpt import flops as gpt_flops
 from modeling.gpt import footprint as gpt_footprint
+from modeling.gpt import memory as gpt_memory
 from modeling.gpt import presets as gpt_presets
 from modeling.gpt import work as gpt_work
 from modeling.layout import Layout
+from modeling.memory import Activations, Run
 from modeling.work import Work
 
 if TYPE_CHECKING:  # torch takes seconds to import, and recipes are read without it
@@ -160,7 +160,7 @@ FAMILIES: dict[str, Family] = {
         parameter_count=gpt_flops.parameter_count,
         flops_per_token=gpt_flops.flops_per_token,
         footprint=gpt_footprint.footprint,
-        activations=gpt_activations.activations,
+        activations=gpt_memory.activations,
         work=gpt_work.work,
         module="modeling.gpt.network",
         conversions={"huggingface": "modeling.gpt.huggingface"},
@@ -172,7 +172,7 @@ FAMILIES: dict[str, Family] = {
         parameter_count=clip_flops.parameter_count,
         flops_per_token=clip_flops.flops_per_token,
         footprint=clip_footprint.footprint,
-        activations=clip_activations.activations,
+        activations=clip_memory.activations,
         work=clip_work.work,
         module="modeling.clip.network",
         conversions={"huggingface": "modeling.clip.huggingface", "openclip": "modeling.clip.openclip"},

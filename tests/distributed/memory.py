@@ -15,7 +15,7 @@ import torch
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from modeling import cross_entropy, groups, megatron_bridge
+from modeling import attention, cross_entropy, groups, megatron_bridge
 from modeling.execution import Execution
 from modeling.layout import Layout
 from modeling.registry import family
@@ -47,6 +47,7 @@ def _measure(recipe: Recipe) -> dict[str, Any]:
     here = _start_groups(layout)
     megatron_bridge.seed_dropout(1, here.tensor)
     cross_entropy._free_buffers.clear()
+    attention._kept_band_mask.cache_clear()
     gc.collect()
     found = _on_gpu(recipe, layout) if torch.cuda.is_available() else _on_cpu(recipe, layout)
     gc.collect()

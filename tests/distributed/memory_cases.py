@@ -30,6 +30,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama wide": {**LLAMA, **WIDE, "ffn_hidden_size": 512},
     "dropout": {**GPT, "dropout": 0.1},
     "banded": {**GPT, "attention": "alternating", "attention_band": 32},
+    "rotary": {**LLAMA, "num_query_groups": None},
+    "long": {**GPT, "num_layers": 2, "sequence_length": 320},
     "vit": VIT,
     "lit": {**VIT, "lock_image": True},
     "siglip": {**VIT, "loss": "sigmoid"},
@@ -42,7 +44,14 @@ Case = dict[str, Any]
 
 
 def case(
-    model: str, zero: int, precision: str, *, recompute: str = "none", micro_batches: int = 4, **layout: Any
+    model: str,
+    zero: int,
+    precision: str,
+    *,
+    recompute: str = "none",
+    micro_batches: int = 4,
+    compile: bool = False,
+    **layout: Any,
 ) -> Case:
     return {
         "model": model,
@@ -50,6 +59,7 @@ def case(
         "precision": precision,
         "recompute": recompute,
         "micro_batches": micro_batches,
+        "compile": compile,
     }
 
 
@@ -62,7 +72,7 @@ def document_of(case: Case, world_size: int) -> dict[str, Any]:
         "model": model,
         "batch": {"global_batch_size": replicas * size * case["micro_batches"], "micro_batch_size": size},
         "parallel": layout,
-        "training": {"precision": case["precision"], "recompute": case["recompute"]},
+        "training": {"precision": case["precision"], "recompute": case["recompute"], "compile": case["compile"]},
     }
 
 
@@ -88,9 +98,12 @@ def _alone() -> Iterator[Case]:
     for zero in (2, 3):
         for precision in ("fp32", "bf16"):
             yield case("tied wide", zero, precision, micro_batches=2)
+            yield case("tied", zero - 1, precision, micro_batches=2, offload_optimizer=True)
     for precision in ("fp32", "bf16"):
         yield case("dropout", 1, precision)
         yield case("banded", 1, precision)
+        yield case("rotary", 1, precision, micro_batches=2)
+        yield case("long", 1, precision, micro_batches=2)
         yield case("vit", 1, precision, micro_batches=1)
         yield case("vit", 1, precision, micro_batches=3)
         yield case("lit", 1, precision, micro_batches=2)

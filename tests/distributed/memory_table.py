@@ -40,7 +40,7 @@ def rows_of(case: Case, ranks: Sequence[dict[str, Any]], device: Literal["cpu", 
             name_of(case),
             found["rank"],
             found["stage"],
-            expected.peak,
+            expected.peak + (expected.host if device == "cpu" else 0),  # on a CPU the host is the device
             max(running, stepping),
             f"{expected.moment} | {really}",
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from modeling.activations import FP32, Activations, Block, Chunk, Op, Run, Segment, Transformer
 from modeling.clip.config import RESNET50_BLOCKS, CLIPConfig
+from modeling.layer_memory import Transformer
 from modeling.layout import Layout
+from modeling.memory import FP32, Activations, Block, Chunk, Op, Run, Segment
 
 INT64 = 8
 

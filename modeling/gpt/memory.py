@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from modeling.activations import FP32, Activations, Block, Chunk, Op, Run, Segment, Transformer
 from modeling.gpt.config import GPTConfig
+from modeling.layer_memory import Transformer
 from modeling.layout import Layout
+from modeling.memory import FP32, Activations, Block, Chunk, Op, Run, Segment
 
 LOGITS_CHUNK = 256
 """Tokens whose logits exist at a time: `modeling.cross_entropy`'s, which imports torch."""
@@ -36,15 +37,25 @@ def activations(config: GPTConfig, layout: Layout, stage: int, run: Run) -> Acti
     real = min(config.vocabulary, config.padded_vocab_size // layout.tensor)
     rotary = config.sequence_length * config.head_size * FP32 if config.positions == "rotary" else 0.0
     gathered = tokens * config.hidden_size * run.element if layout.sequence else 0.0
-    copied = run.element if run.element < FP32 else 0
+    part = min(tokens, LOGITS_CHUNK)
+    if run.element < FP32:
+        each = run.element + FP32  # as the product gives them, and in fp32
+    else:
+        each = FP32 * (2 if tokens > LOGITS_CHUNK else 1)  # the chunk before is there until the next has its name
     return Activations(
         chunks=tuple(chunks),
         logits=tokens * real * run.element if last_stage else 0.0,
-        logits_work=min(tokens, LOGITS_CHUNK) * real * (FP32 + copied) if last_stage else 0.0,
-        buffers=rotary + gathered,
+        logits_work=part * real * each if last_stage else 0.0,
+        buffers=rotary + _masks(config, layer, run) + gathered,
         inputs=run.samples * (config.sequence_length + 1) * INT64,
         handed=layer.stream(run) if stage > 0 and layout.virtual_pipeline == 1 else 0.0,
     )
+
+
+def _masks(config: GPTConfig, layer: Transformer, run: Run) -> float:
+    """Bytes of masks that all layers share: of banded ones, and on a CPU of blockwise attention."""
+    banded = config.attention == "alternating" and config.sequence_length > config.attention_band
+    return config.sequence_length**2 * run.element * (banded + layer.blockwise(run))
 
 
 def _layer(config: GPTConfig, layout: Layout) -> Transformer:
