@@ -4,7 +4,7 @@ One rank a core with one thread each. Step time with sequence length, with layer
 pipeline, whose bubble is compared with (p - 1) / (m + p - 1); step time of the same work on 1 and 2 ranks by tensor,
 data and pipeline parallelism; start-up with the number of ranks, and of one rank's process groups in worlds of up to
 1,024; what ranks hold in worlds of 1, 2 and 4. Cases take turns, figures are medians, and the machine's load is said:
-where others use it, too, little can be read from a clock.
+where others use it, too, little can be read from a clock, and the least of many rounds (`--least`) is nearer the truth.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -36,26 +38,29 @@ def case(shape: dict[str, Any], layout: dict[str, Any], size: int, count: int, *
     return {"shape": shape, "layout": layout, "micro_batch_size": size, "micro_batches": count, "step": step}
 
 
-STARTS: dict[int, list[dict[str, float]]] = {}
-"""How the ranks of the newest launch of each world size started."""
+class Launches:
+    """How the benchmarks are run, and what the newest launch of each world size said of its start."""
+
+    def __init__(self, *, quick: bool, rounds: int, middle: Callable[[list[float]], float]) -> None:
+        self.quick, self.rounds, self.middle = quick, rounds, middle
+        self.starts: dict[int, list[dict[str, float]]] = {}
+
+    def timed(self, world_size: int, cases: list[dict[str, Any]], *, most: int = 1) -> list[float]:
+        """The seconds of each case on so many ranks, in `most` times the rounds."""
+        argument = {"cases": cases, "rounds": most * self.rounds}
+        ranks = run("tests.benchmarks.scaling_ranks:time_cases", world_size, argument, deadline=900)
+        self.starts[world_size] = [rank["start"] for rank in ranks]
+        return [self.middle(found) for found in ranks[0]["seconds"]]
 
 
-def timed(world_size: int, cases: list[dict[str, Any]], rounds: int) -> list[float]:
-    """The median seconds of each case."""
-    argument = {"cases": cases, "rounds": rounds}
-    ranks = run("tests.benchmarks.scaling_ranks:time_cases", world_size, argument, deadline=900)
-    STARTS[world_size] = [rank["start"] for rank in ranks]
-    return [statistics.median(found) for found in ranks[0]["seconds"]]
-
-
-def by_shape(quick: bool, rounds: int) -> list[Section]:
+def by_shape(on: Launches) -> list[Section]:
     """The same number of tokens in longer and longer samples, and through more and more layers."""
-    few, tokens = ({**TINY, "num_layers": 2}, 64) if quick else ({**SHAPE, "num_layers": 4}, 2048)
-    lengths = [16, 32, 64] if quick else [128, 256, 512, 1024, 2048]
-    counts = [1, 2, 4] if quick else [2, 4, 8, 16]
+    few, tokens = ({**TINY, "num_layers": 2}, 64) if on.quick else ({**SHAPE, "num_layers": 4}, 2048)
+    lengths = [16, 32, 64] if on.quick else [128, 256, 512, 1024, 2048]
+    counts = [1, 2, 4] if on.quick else [2, 4, 8, 16]
     cases = [case({**few, "sequence_length": s}, ONE, tokens // s, 1) for s in lengths]
-    cases += [case({**(TINY if quick else SHAPE), "num_layers": n}, ONE, 2, 1) for n in counts]
-    found = timed(1, cases, rounds)
+    cases += [case({**(TINY if on.quick else SHAPE), "num_layers": n}, ONE, 2, 1) for n in counts]
+    found = on.timed(1, cases)
     seconds, deeper = found[: len(lengths)], found[len(lengths) :]
     flops = [flops_of({**few, "sequence_length": s}) for s in lengths]
     longer = {
@@ -83,12 +88,13 @@ def flops_of(shape: dict[str, Any]) -> float:
     return flops_per_token(GPTConfig(**shape), causal=True)
 
 
-def by_micro_batches(quick: bool, rounds: int) -> list[Section]:
+def by_micro_batches(on: Launches) -> list[Section]:
     """Forward and backward under pipelines of two equal stages: T(m) = t m + what the bubble takes."""
-    shape, size, p = (TINY, 1, 2) if quick else (SHAPE, 2, 2)
-    counts = [2, 4] if quick else [2, 4, 8, 16, 32]
+    # Short, so that among many rounds some meet nobody else on the cores.
+    shape, size, p = (TINY, 1, 2) if on.quick else ({**SHAPE, "num_layers": 4, "sequence_length": 128}, 1, 2)
+    counts = [2, 4] if on.quick else [2, 4, 8, 16]
     layouts = [{**ONE, "pipeline": p, "virtual_pipeline": virtual} for virtual in (1, 2)]
-    found = timed(p, [case(shape, layout, size, m, step=False) for layout in layouts for m in counts], rounds)
+    found = on.timed(p, [case(shape, layout, size, m, step=False) for layout in layouts for m in counts], most=3)
     rows: list[list[Any]] = []
     for virtual, seconds in ((1, found[: len(counts)]), (2, found[len(counts) :])):
         each, bubble = line(counts, seconds)
@@ -116,9 +122,9 @@ def line(x: list[int], y: list[float]) -> tuple[float, float]:
     return slope, mean_y - slope * mean_x
 
 
-def by_degree(quick: bool, rounds: int) -> list[Section]:
+def by_degree(on: Launches) -> list[Section]:
     """The same work, 16 samples, on one rank and on two; launches take turns."""
-    shape, samples = (TINY, 4) if quick else (SHAPE, 16)
+    shape, samples = (TINY, 4) if on.quick else (SHAPE, 16)
     layouts = {
         "data 2": {**ONE},
         "tensor 2": {**ONE, "tensor": 2},
@@ -127,28 +133,28 @@ def by_degree(quick: bool, rounds: int) -> list[Section]:
     }
     two = [case(shape, layout, 2, samples // 2 // (2 if name == "data 2" else 1)) for name, layout in layouts.items()]
     found: dict[str, list[float]] = {name: [] for name in ("one rank", *layouts)}
-    for _ in range(1 if quick else 3):
-        (alone,) = timed(1, [case(shape, ONE, 2, samples // 2)], rounds)
-        together = timed(2, two, rounds)
+    for _ in range(1 if on.quick else 3):
+        (alone,) = on.timed(1, [case(shape, ONE, 2, samples // 2)])
+        together = on.timed(2, two)
         for name, seconds in zip(found, [alone, *together], strict=True):
             found[name].append(seconds)
-    base = statistics.median(found["one rank"])
-    rows = [[name, statistics.median(values), base / statistics.median(values)] for name, values in found.items()]
+    base = on.middle(found["one rank"])
+    rows = [[name, on.middle(values), base / on.middle(values)] for name, values in found.items()]
     head = ["layout", "seconds a step", "times as fast"]
     return [{"title": "degrees", "note": f"{samples} samples a step", "head": head, "rows": rows}]
 
 
-def by_start(quick: bool, rounds: int) -> list[Section]:
+def by_start(on: Launches) -> list[Section]:
     """From the start of a rank's process to its first step, and its process groups in a large world."""
     rows: list[list[Any]] = []
-    for world in [1, 2] if quick else [1, 2, 4]:
-        if world not in STARTS or not quick:
-            timed(world, [case(TINY, ONE, 1, 1)], 1)
-        slowest = max(STARTS[world], key=lambda one: one["all"])
+    for world in [1, 2] if on.quick else [1, 2, 4]:
+        if world not in on.starts or not on.quick:
+            on.timed(world, [case(TINY, ONE, 1, 1)])
+        slowest = max(on.starts[world], key=lambda one: one["all"])
         rows.append(
             [str(world), *(slowest[key] for key in ("all", "imports", "groups", "engine", "first_step", "cpu"))]
         )
-    for world in [8, 64] if quick else [8, 64, 256, 1024]:
+    for world in [8, 64] if on.quick else [8, 64, 256, 1024]:
         rows.append([f"{world:,}, one rank's groups alone", "-", "-", groups_seconds(world), *["-"] * 3])
     head = ["ranks", "seconds to the first step", "imports", "groups", "engine", "first step", "CPU-seconds"]
     note = f"the slowest rank; {os.cpu_count()} cores, which more ranks than that share for their imports"
@@ -165,9 +171,9 @@ def groups_seconds(world: int) -> float:
         return time.perf_counter() - begun
 
 
-def by_world(quick: bool, rounds: int) -> list[Section]:
+def by_world(on: Launches) -> list[Section]:
     """What ranks hold while the whole product runs, their batch growing with their number."""
-    worlds = [1, 2] if quick else [1, 2, 4]
+    worlds = [1, 2] if on.quick else [1, 2, 4]
     with tempfile.TemporaryDirectory(prefix="trestle-scaling-") as name:
         folder = Path(name)
         prepare_shards(folder, sequence_length=64, vocab_size=512)
@@ -192,7 +198,7 @@ def by_world(quick: bool, rounds: int) -> list[Section]:
     return [{"title": "memory", "note": note, "head": head, "rows": rows}]
 
 
-SECTIONS: dict[str, Callable[[bool, int], list[Section]]] = {
+SECTIONS: dict[str, Callable[[Launches], list[Section]]] = {
     "shape": by_shape,
     "micro-batches": by_micro_batches,
     "degrees": by_degree,
@@ -206,16 +212,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help=f"default: all; with --quick {QUICK}")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--least", action="store_true", help="the least of the rounds instead of their median")
     parser.add_argument("--json", type=Path, help="write the tables there as well")
     parser.add_argument("--quick", action="store_true", help="toy size, only to see that it runs")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the ranks would outlive us
     rounds = 2 if options.quick else options.rounds
     on = machine("torch", "megatron-core", "deepspeed")
-    print(f"{on}; medians of {rounds} rounds\n")
+    launches = Launches(quick=options.quick, rounds=rounds, middle=min if options.least else statistics.median)
+    print(f"{on}; {'least' if options.least else 'median'} of {rounds} rounds\n")
     tables: list[Section] = []
     for name in options.only or (QUICK if options.quick else SECTIONS):
         before = os.getloadavg()[0]
-        for section in SECTIONS[name](options.quick, rounds):
+        for section in SECTIONS[name](launches):
             section["load"] = [before, os.getloadavg()[0]]
             tables.append(section)
             print(f"{section['title']}: {section['note']}; load {before:.1f} before, {section['load'][1]:.1f} after")
