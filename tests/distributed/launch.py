@@ -1,4 +1,4 @@
-"""Run a function on several real processes over gloo, each with a deadline; nothing is left behind."""
+"""Run a function on several real processes over gloo, with a deadline; nothing is left behind."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import importlib
 import json
 import os
 import random
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tests.distributed.forks import Launch, Server
+
 PORTS = range(20000, 30000)
 """Below what Linux hands to outgoing connections (32768 up), which would take a port between the choice and its use."""
+
+
+_servers: list[Server] = []
+"""The one that forks the ranks, from the first launch on."""
 
 
 def free_port() -> int:
@@ -42,56 +45,36 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     }
 
 
-def run(function: str, world_size: int, argument: Any, *, deadline: float) -> list[Any]:
+def run(function: str, world_size: int, argument: Any, *, deadline: float, fresh: bool = False) -> list[Any]:
     """Call `module:name` with `argument` (JSON) on `world_size` processes; their return values (JSON) in rank order.
+
+    The processes have imported what a rank imports, unless they are to be `fresh`.
 
     Raises AssertionError with the failing rank's output when one fails or the deadline (seconds) passes.
     """
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="trestle-test-") as folder:
         (Path(folder) / "argument.json").write_text(json.dumps(argument))
-        logs = [open(Path(folder) / f"log-{rank}", "w+") for rank in range(world_size)]  # noqa: SIM115
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.distributed.launch", function, folder],
-                env=rank_environment(rank, world_size, port),
-                stdout=logs[rank],
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            for rank in range(world_size)
-        ]
-        try:
-            failed = _wait(ranks, time.monotonic() + deadline)
-            if failed is not None:
-                output = (Path(folder) / f"log-{failed}").read_text()
-                raise AssertionError(
-                    f"rank {failed} of {function} failed or ran past {deadline:.0f} s:\n{output[-6000:]}"
-                )
-            return [json.loads((Path(folder) / f"result-{rank}.json").read_text()) for rank in range(world_size)]
-        finally:
-            for process in ranks:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            for log in logs:
-                log.close()
+        environments = [rank_environment(rank, world_size, port) for rank in range(world_size)]
+        failed = _launch(Launch(function, folder, environments, deadline, os.getcwd(), fresh))
+        if failed is not None:
+            output = (Path(folder) / f"log-{failed}").read_text()
+            raise AssertionError(f"rank {failed} of {function} failed or ran past {deadline:.0f} s:\n{output[-6000:]}")
+        return [json.loads((Path(folder) / f"result-{rank}.json").read_text()) for rank in range(world_size)]
 
 
-def _wait(ranks: list[subprocess.Popen[Any]], deadline: float) -> int | None:
-    """The first rank that failed, or, past the deadline, the first still running; None when all are done."""
-    while any(process.poll() is None for process in ranks):
-        for rank, process in enumerate(ranks):
-            if process.returncode not in (None, 0):
-                return rank
-        if time.monotonic() > deadline:
-            return next(rank for rank, process in enumerate(ranks) if process.returncode is None)
-        time.sleep(0.05)  # polling several children at once: there is no event that covers them all
-    return next((rank for rank, process in enumerate(ranks) if process.returncode), None)
+def _launch(launch: Launch) -> int | None:
+    if not _servers:
+        _servers.append(Server())
+    try:
+        return _servers[0].run(launch)
+    except BaseException:  # a test that is interrupted must not leave ranks behind
+        _servers.pop().close()
+        raise
 
 
-def _main() -> None:
-    function, folder = sys.argv[1], Path(sys.argv[2])
+def work(function: str, folder: Path) -> None:
+    """One rank: call the function, and leave what it returns in the folder."""
     module, name = function.split(":")
     import torch
 
@@ -105,4 +88,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    work(sys.argv[1], Path(sys.argv[2]))

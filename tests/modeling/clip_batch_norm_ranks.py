@@ -1,8 +1,7 @@
-"""One of two data-parallel ranks of test_clip_resnet: `python -m tests.modeling.clip_batch_norm_ranks RANK FOLDER`."""
+"""One of two data-parallel ranks of test_clip_resnet."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -24,9 +23,9 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
     return 100.0 + torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
 
 
-def main(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def leave(folder: str) -> None:
+    """Outputs, gradients and statistics, in `folder`/rank-N.pt."""
+    rank = dist.get_rank()
     start_groups(Layout())
     norm = fresh(BatchNorm(RESNET, Execution(), CHANNELS))
     part = slice(0, 2) if rank == 0 else slice(2, 5)  # uneven
@@ -37,9 +36,8 @@ def main(rank: int, folder: Path) -> None:
     assert x.grad is not None
     result = {"y": y.detach(), "x": x.grad, "weight": norm.weight.grad, "bias": norm.bias.grad}
     result |= {"running_mean": norm.running_mean.detach(), "running_var": norm.running_var.detach()}
-    torch.save(result, folder / f"rank-{rank}.pt")
+    torch.save(result, Path(folder) / f"rank-{rank}.pt")
     stop_groups()
-    dist.destroy_process_group()
 
 
 def fresh(norm: torch.nn.Module) -> torch.nn.Module:
@@ -50,7 +48,3 @@ def fresh(norm: torch.nn.Module) -> torch.nn.Module:
         norm.running_mean.zero_()
         norm.running_var.fill_(1.0)
     return norm
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))

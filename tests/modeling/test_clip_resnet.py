@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.distributed.launch import run
 from tests.modeling.clip_batch_norm_ranks import CHANNELS, fresh, inputs
 from tests.modeling.clip_worlds import RESNET, build, loss_and_gradients, pairs
 
@@ -18,22 +16,7 @@ pytestmark = pytest.mark.usefixtures("single_process")
 
 
 def test_statistics_and_gradients_of_two_uneven_ranks_are_those_of_the_whole_batch(tmp_path: Path) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.modeling.clip_batch_norm_ranks", str(rank), str(tmp_path)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
+    run("tests.modeling.clip_batch_norm_ranks:leave", 2, str(tmp_path), deadline=120)
     ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
     theirs = fresh(torch.nn.BatchNorm2d(CHANNELS).double())
     x, grad = (tensor.double() for tensor in inputs())

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 
+from tests.distributed.launch import run
 from tests.modeling.clip_two_ranks import LIKES, pieces
 from tests.modeling.clip_worlds import build, loss_and_gradients, pairs
 from tests.modeling.worlds import world_of_one
@@ -21,22 +19,7 @@ CASES = [f"{name}-plain" for name in LIKES] + ["vit-full", "vit-selective"]
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     folder = tmp_path_factory.mktemp("clip_two_ranks")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.modeling.clip_two_ranks", str(rank), str(folder)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=240)
-            assert process.returncode == 0, errors[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
+    run("tests.modeling.clip_two_ranks:leave", 2, str(folder), deadline=240)
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 
 from modeling.gpt import network
+from tests.distributed.launch import run
 from tests.modeling.two_ranks import LIKES, generated, pieces
 from tests.modeling.worlds import build, loss_and_gradients, sample, world_of_one
 
@@ -20,22 +18,7 @@ Ranks = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     folder = tmp_path_factory.mktemp("two_ranks")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.modeling.two_ranks", str(rank), str(folder)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=240)
-            assert process.returncode == 0, errors[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
+    run("tests.modeling.two_ranks:leave", 2, str(folder), deadline=240)
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
 
 

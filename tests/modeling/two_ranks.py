@@ -1,8 +1,7 @@
-"""One of two tensor-parallel ranks of test_tensor_parallel: `python -m tests.modeling.two_ranks RANK FOLDER`."""
+"""One of two tensor-parallel ranks of test_tensor_parallel."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,9 +71,8 @@ def dropout(config: GPTConfig, layout: Layout, tensor_rank: int) -> dict[str, An
     return {"activations": activations, "attention": weights != 0}
 
 
-def main(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def leave(folder: str) -> None:
+    """Everything that the tests look at, in `folder`/rank-N.pt."""
     result: dict[str, Any] = {}
     for sequence in (False, True):
         layout = Layout(tensor=2, sequence=sequence)
@@ -94,9 +92,4 @@ def main(rank: int, folder: Path) -> None:
             (model,) = network.build(LIKES["llama"], Execution(layout=layout, compile=True))
             result["compiled"] = loss_and_gradients(model, sample(LIKES["llama"]))[0]
         stop_groups()
-    torch.save(result, folder / f"rank-{rank}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    torch.save(result, Path(folder) / f"rank-{dist.get_rank()}.pt")

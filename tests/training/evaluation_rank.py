@@ -1,15 +1,11 @@
-"""A toy model, toy sets of pairs, and one of several ranks that evaluate it:
-`python -m tests.training.evaluation_rank RANK COUNT FOLDER`.
-"""
+"""A toy model, toy sets of pairs, and one of several ranks that evaluate it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -115,11 +111,9 @@ def suite(config: EvaluationConfig, team: Team) -> Suite:
     )
 
 
-def main(rank: int, count: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count, timeout=timedelta(seconds=60)
-    )
+def evaluate(where: str) -> None:
+    """What this rank finds, in the folder `where`."""
+    rank, count, folder = dist.get_rank(), dist.get_world_size(), Path(where)
     team, found = Team(rank, count, dist.group.WORLD), {}
     for size in (1, 2, 9):
         toy, pairs, beats = Toy(), Painted(size), []
@@ -132,8 +126,3 @@ def main(rank: int, count: int, folder: Path) -> None:
     findings: Findings = suite(everything(), team).run(Toy(), draw=rank == 0)
     said = {"figures": findings.figures, "pictures": [[tag, int(p.astype(int).sum())] for tag, p in findings.pictures]}
     (folder / f"findings-{rank}.json").write_text(json.dumps(said))
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.distributed.launch import run
 from tests.training.evaluation_rank import COLOURS, CONTEXT, MICRO, Painted, Toy, Words, everything, suite
 from training.errors import Diverged
 from training.evaluation.encode import Encoded, Team, chosen, encode_pairs
@@ -25,14 +24,7 @@ def alone(pairs: Painted, toy: Toy | None = None, limit: int = 0) -> Encoded:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes found together."""
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "tests.training.evaluation_rank"]
-    started = [subprocess.Popen([*command, str(rank), "2", str(folder)]) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=120) for process in started] == [0, 0]
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
+    run("tests.training.evaluation_rank:evaluate", 2, str(folder), deadline=120)
     return folder
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
+from tests.distributed.launch import run
 from tests.training.checkpoints import share, write
 from training import saving
 from training.checkpoint import Checkpoint, SaveFailed
@@ -101,17 +100,7 @@ def test_save_that_is_waited_for_beats(tmp_path: Path, answers: threading.Event)
 
 
 def test_rank_that_was_not_told_of_a_failed_save_does_not_hold_up_the_next_one(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.training.saving_rank"]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True) for rank in (0, 1)
-    ]
-    try:
-        for rank in ranks:
-            _, complaint = rank.communicate(timeout=110)
-            assert rank.returncode == 0, complaint
-    finally:
-        for rank in ranks:
-            rank.kill()
+    run("tests.training.saving_rank:save_twice", 2, str(tmp_path), deadline=110)
     assert told(tmp_path, "checkpointed") == [10]
     assert len(told(tmp_path, "checkpoint_failed")) == 1
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
