@@ -46,7 +46,7 @@ soak: setup
 	$(BIN)/python -m tests.faults.soak $(SOAK)
 
 unit: setup
-	$(BIN)/python -m tests.lanes
+	$(BIN)/python -m pytest
 
 # Writes down what is installed; run it in a fresh .venv after changing a range.
 lock: setup
