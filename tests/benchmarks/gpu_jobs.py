@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,21 @@ TOY_SHAPE = {
     "vocab_size": 512,
 }
 GPT_STEP = [sys.executable, "-m", "tests.benchmarks.gpu_step"]
+
+
+def shipped(name: str) -> Recipe:
+    return load_recipe(Path(launcher.__file__).parent / "recipes" / f"{name}.yaml")
+
+
+def with_setting(recipe: Recipe, setting: Setting) -> Recipe:
+    """The recipe run as the setting says; nothing is parsed again, since a search asks for many."""
+    recompute: Any = setting.recompute
+    return replace(
+        recipe,
+        batch=replace(recipe.batch, micro_batch_size=setting.micro_batch_size),
+        training=replace(recipe.training, recompute=recompute, compile=setting.compile),
+        parallel=replace(recipe.parallel, offload_optimizer=setting.offload),
+    )
 
 
 class Job:
@@ -97,8 +113,13 @@ class GptJob(Job):
             "checkpoint": {"every": 0},
         }
 
+    @cached_property
+    def _recipe(self) -> Recipe:
+        return parse_recipe(self.document(Setting(1)))
+
     def recipe(self, setting: Setting) -> Recipe:
-        return parse_recipe(self.document(setting))
+        """The typed one, for the planner."""
+        return with_setting(self._recipe, setting)
 
     def planned_bytes(self, setting: Setting) -> int:
         """The device's peak, by the planner."""
@@ -160,11 +181,14 @@ class ClipJob(Job):
             return None if tries else Setting(20, compile=False)
         return next_setting(tries, self._fits, CLIP_LARGEST, enough=CLIP_LARGEST // 8)
 
+    @cached_property
+    def _recipe(self) -> Recipe:
+        return shipped(self.name)
+
     def _fits(self, setting: Setting) -> bool:
-        recipe = load_recipe(Path(launcher.__file__).parent / "recipes" / f"{self.name}.yaml")
-        recipe.batch = replace(recipe.batch, micro_batch_size=setting.micro_batch_size)
-        recipe.training = replace(recipe.training, recompute=setting.recompute, compile=setting.compile)  # type: ignore[arg-type]
-        return self.memory_bytes is None or rank_memory(recipe, 1, 0).peak < self.memory_bytes
+        return self.memory_bytes is None or (
+            rank_memory(with_setting(self._recipe, setting), 1, 0).peak < self.memory_bytes
+        )
 
     def command(self, setting: Setting, result: Path) -> list[str]:
         command = [sys.executable, "-m", "tests.benchmarks.clip", "--json", str(result), "--steps", "1"]
@@ -212,7 +236,7 @@ def gpt_jobs(work: Path, memory_bytes: int | None) -> list[GptJob]:
     """The decoders, each with one GPU's share of its shipped recipe's batch as a step."""
     jobs = []
     for name in GPT_ORDER:
-        recipe = load_recipe(Path(launcher.__file__).parent / "recipes" / f"{name}.yaml")
+        recipe = shipped(name)
         replicas = recipe.parallel.data_parallel(RANKS[name])
         samples = recipe.batch.global_batch_size // replicas
         jobs.append(GptJob(name, work, {"preset": name}, samples, memory_bytes))

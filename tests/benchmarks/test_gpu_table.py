@@ -68,7 +68,7 @@ def test_the_fastest_try_is_the_row_beside_what_was_planned() -> None:
         {**vars(Setting(size)), **figures, "tokens_per_second": speed}
         for size, speed in ((16, 5.0e4), (8, 5.5e4), (4, 5.2e4))
     ]
-    machine = {"device": "a GPU", "driver": None, "cores": 8, "versions": {}}
+    machine: dict[str, Any] = {"device": "a GPU", "driver": None, "cores": 8, "versions": {}}
     shown = markdown({"machine": machine, "gpt": {"gpt3-1.3b": tries}})
     assert "| gpt3-1.3b | 32 | 8 | none | yes | 55,000 | 0.92 | 50.0 % | 47.5 % | 40.0 GiB | 0.97 | 90.0 % |" in shown
 

@@ -19,7 +19,7 @@ model: {family: gpt, num_layers: 4, hidden_size: 32, num_attention_heads: 4, seq
 data: {mix: [{shards: SHARDS/text}]}
 batch: {global_batch_size: 2, micro_batch_size: 1}
 optimizer: {lr: 2.0e-3, warmup: 3}
-training: {steps: 6, precision: bf16, log_every: 1}
+training: {steps: 4, precision: bf16, log_every: 1}
 checkpoint: {every: 2, keep: 2}
 """
 
@@ -28,7 +28,7 @@ def test_nothing_on_a_rank_grows_with_the_world_and_rank_0_is_as_the_others(tmp_
     prepare_shards(tmp_path, sequence_length=32, vocab_size=512)
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("SHARDS", f"{tmp_path}/shards"))
     argument = {"recipe": str(tmp_path / "recipe.yaml"), "folder": str(tmp_path), "worlds": WORLDS}
-    ranks = run("tests.distributed.rank_memory:weigh_worlds", max(WORLDS), argument, deadline=240)
+    ranks = run("tests.distributed.rank_memory:weigh_worlds", max(WORLDS), argument, deadline=280)
     worlds = [[rank[number] for rank in ranks[:size]] for number, size in enumerate(WORLDS)]
     for world in worlds:
         first, others = world[0], world[1:]
