@@ -91,6 +91,8 @@ def import_all(arguments: list[str]) -> None:
     importlib.import_module("torch.utils.tensorboard")
     recipe = load_recipe(Path(arguments[0]), arguments[1:])
     inputs_of(recipe)
+    for name in ("training.samples", "training.validation"):  # what inputs import when they are looked at
+        importlib.import_module(name)
     worker.family(recipe.model.family).implementation  # noqa: B018 a property that imports
     if recipe.parallel.zero_stage > 0:
         importlib.import_module("training.engine.zero")

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from launcher import cli
 from launcher.sources import SHIPPED, shipped_names
+from tests.data_pipeline.shard_sets import write_set
 
 
 @pytest.fixture(autouse=True)
@@ -31,22 +33,28 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return said.err
 
 
-def test_175b_on_1024_gpus_without_torch_ray_or_a_file(tmp_path: Path) -> None:
-    words = ["plan", "gpt3-175b", "--nodes", "128", "--gpus-per-node", "8", "--gpu", "h100"]
+def without_torch(words: list[str], folder: Path) -> str:
+    """What a process of its own prints, which has imported neither torch nor Ray."""
     script = (
         f"import sys; from launcher.cli import main; code = main({words!r}); "
         "sys.exit(code or ('torch' in sys.modules or 'ray' in sys.modules))"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     ended = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
     )
     assert ended.returncode == 0, ended.stderr
-    lines = ended.stdout.splitlines()
+    return ended.stdout
+
+
+def test_175b_on_1024_gpus_without_torch_ray_or_a_file(tmp_path: Path) -> None:
+    words = ["plan", "gpt3-175b", "--nodes", "128", "--gpus-per-node", "8", "--gpu", "h100"]
+    said = without_torch(words, tmp_path)
+    lines = said.splitlines()
     assert lines[0] == "gpt3-175b: 174,604,259,328 parameters on 1,024 h100 (128 nodes x 8)"
     assert lines[1].startswith("TP 8 x PP 16 x DP 8, sequence parallel, ZeRO 1, bf16")
-    assert "stages 1 - 14" in ended.stdout and "fits: " in ended.stdout
-    assert "6 N 3.3 EFLOP + attention" in ended.stdout and "petaflop/s-days" in ended.stdout
+    assert "stages 1 - 14" in said and "fits: " in said
+    assert "6 N 3.3 EFLOP + attention" in said and "petaflop/s-days" in said
     assert len(lines) < 45 and list(tmp_path.iterdir()) == []
 
 
@@ -89,6 +97,16 @@ def test_epochs_are_those_of_the_mix_with_sizes_that_are_declared(capsys: pytest
     document = json.loads(planned(capsys, "gpt3-175b", "--data", str(SHIPPED / "gpt3-mix.yaml"), "--json"))["plan"]
     found = {name: round(count, 2) for name, count in document["epochs"].items()}
     assert found == {"commoncrawl": 0.43, "webtext2": 3.44, "books1": 1.98, "books2": 0.43, "wikipedia": 2.97}
+
+
+def test_shards_that_are_there_decide_the_vocabulary_and_the_epochs(tmp_path: Path) -> None:
+    tokenizer = tmp_path / "tokenizer.model"
+    tokenizer.write_bytes(b"any")
+    for name in ("few", "held-out"):
+        write_set(tmp_path / name, 50, length=256, tokenizer_sha256=sha256(b"any").hexdigest())
+    data = ["--data.mix", "[{shards: few}]", "--data.validation", "[{shards: held-out}]"]
+    said = without_torch(["plan", "demo", *data, "--training.steps", "25", "--optimizer.warmup", "5"], tmp_path)
+    assert "epochs: few 4.00" in said and "shards: " not in said
 
 
 def test_slower_network_costs_what_crosses_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,16 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from data_pipeline.mixed_stream import MixedStream
-from training.engine import Engine
 from training.recipe import Recipe
 
-MicroBatch = dict[str, torch.Tensor]
+if TYPE_CHECKING:  # torch takes seconds to import, and shards are checked without it
+    from training.engine import Engine
 
 
 @dataclass(frozen=True)

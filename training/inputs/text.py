@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_pipeline.mixed_stream import MixedStream
 from data_pipeline.stream import Stream, ValidationSet
-from training.batches import token_arrays
-from training.engine import Engine
 from training.errors import RecipeError
 from training.inputs.base import Inputs, Looking, Seen
-from training.samples import Sampler
-from training.validation import Validator
+
+if TYPE_CHECKING:  # torch takes seconds to import, and shards are checked without it
+    from training.engine import Engine
+    from training.samples import Sampler
+    from training.validation import Validator
 
 
 class TextInputs(Inputs):
@@ -44,10 +45,15 @@ class TextInputs(Inputs):
         return sha256(path.read_bytes()).hexdigest()
 
     def arrays(self, stream: MixedStream) -> Callable[[Any], dict[str, np.ndarray]]:
+        from training.batches import token_arrays
+
         eod_id = self._eod_id(stream)
         return lambda batch: token_arrays(batch, eod_id)
 
     def looking(self, engine: Engine, stream: MixedStream, alive: Callable[[], None]) -> Looking | None:
+        from training.samples import Sampler
+        from training.validation import Validator
+
         recipe = self.recipe
         assert isinstance(stream, Stream)
         tokenizer = stream.tokenizer()
