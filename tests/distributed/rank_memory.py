@@ -23,7 +23,7 @@ class Scale(Heartbeat):
 
     def __init__(self) -> None:
         super().__init__(None)
-        self.tensor_bytes = self.python_bytes = self.python_peak_bytes = self.before = 0
+        self.tensor_bytes = self.python_bytes = self.python_peak_bytes = self.before = self.step = 0
 
     def begin(self) -> None:
         gc.collect()
@@ -31,11 +31,12 @@ class Scale(Heartbeat):
         self.before = tracemalloc.get_traced_memory()[0]  # 0 while nothing is traced
 
     def beat(self, step: int) -> None:
-        if step >= _FROM_STEP:
+        if step > self.step >= _FROM_STEP - 1:
             gc.collect()
             self.tensor_bytes = max(self.tensor_bytes, live_tensor_bytes())
             now, peak = (traced - self.before for traced in tracemalloc.get_traced_memory())
             self.python_bytes, self.python_peak_bytes = max(self.python_bytes, now), peak
+        self.step = step
 
 
 def live_tensor_bytes() -> int:
@@ -59,6 +60,7 @@ def weigh_worlds(argument: dict[str, Any]) -> list[dict[str, int] | None]:
     _join(folder / f"store-alone-{me}", 0, 1)
     _weigh(argument["recipe"], folder / f"run-alone-{me}", 0, 1)
     dist.destroy_process_group()
+    gc.freeze()  # what is there by now need not be looked through after every step
     tracemalloc.start()
     found: list[dict[str, int] | None] = []
     for size in argument["worlds"]:
@@ -69,6 +71,7 @@ def weigh_worlds(argument: dict[str, Any]) -> list[dict[str, int] | None]:
         found.append(_weigh(argument["recipe"], folder / f"run-{size}", me, size))
         dist.destroy_process_group()
     tracemalloc.stop()
+    gc.unfreeze()
     _join(folder / "store-all", me, everyone)  # the launch ends with a barrier of all
     return found
 
