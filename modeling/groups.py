@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from modeling import megatron_bridge
+from modeling import gloo, megatron_bridge
 from modeling.layout import Layout
 
 megatron_bridge.prepare()
@@ -36,6 +36,7 @@ class Coordinates:
 def start_groups(layout: Layout) -> Coordinates:
     """Create Megatron Core's process groups over the default group and return this rank's coordinates."""
     layout.check()
+    gloo.share_device()
     layout.data_parallel(dist.get_world_size())
     virtual = layout.virtual_pipeline if layout.virtual_pipeline > 1 else None
     parallel_state.initialize_model_parallel(

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from modeling import gloo
 from training.errors import TrainingError
 
 RESUME_ME = 75
@@ -150,6 +151,7 @@ def start_process_group(environment: RankEnvironment, timeout_seconds: float) ->
         served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         store = _meeting_point(environment, serve=environment.rank == 0 and not served, timeout=timeout)
     store = dist.PrefixStore(f"attempt-{environment.attempt}", store)
+    gloo.share_device()
     dist.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo",
         store=store,
