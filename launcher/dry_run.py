@@ -147,11 +147,13 @@ def short(job: Job) -> list[str]:
     plan = plan_of(job)
     fullest = max(plan.stages, key=lambda stage: stage.peak)
     busiest = max(plan.stages, key=lambda stage: stage.inside + stage.across)
+    away = " (on the host)" if plan.parallel.offload_optimizer else ""
     of = " of the fullest stage" if len(plan.stages) > 1 else ""
     return [
         headline(plan),
         f"memory a rank{of}: {size(fullest.weights)} weights, {size(fullest.gradients)} gradients, "
-        f"{size(fullest.optimizer)} optimizer, {size(fullest.activations)} activations; {size(fullest.peak)} in all",
+        f"{size(fullest.optimizer)} optimizer{away}, {size(fullest.activations)} activations, "
+        f"{size(fullest.peak)} at the peak",
         f"sent a step and rank: {size(busiest.inside)} inside a node, {size(busiest.across)} across; {crossings(plan)}",
     ]
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 FP32 = 4
+SCRATCH = 100_000
+"""Bytes that oneDNN takes for a bf16 product on a CPU and gives back: 75 to 230 kB where products are small."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,13 @@ class Run:
     recompute: str = "none"
     device: Literal["cpu", "cuda"] = "cuda"
     compiled: bool = False
+    documents: bool = False
+    """Whether documents are kept apart by a mask."""
+
+    @property
+    def scratch(self) -> int:
+        """Bytes that a product takes and gives back."""
+        return SCRATCH if self.device == "cpu" and self.element < FP32 else 0
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,12 @@ def rank_memory(
     chosen, element = family(recipe.model.family), width(training.precision)
     footprint = chosen.footprint(recipe.model, layout, stage, training.recompute)
     there = engine_memory(footprint, layout, training.precision, replicas, device)
-    run = Run(batch.micro_batch_size, element, training.recompute, device, training.compile)
+    documents = recipe.data.document_masks
+    run = Run(batch.micro_batch_size, element, training.recompute, device, training.compile, documents)
     kept = chosen.activations(recipe.model, layout, stage, run)
     held = _Filled(there, kept.buffers + micro_batches * kept.inputs)
     moments = [
-        *_backward(kept, there, held, layout.in_flight(stage, micro_batches), micro_batches),
+        *_backward(kept, run, held, layout.in_flight(stage, micro_batches), micro_batches),
         held.moment(
             "step",
             there.gradients,
@@ -98,12 +99,11 @@ class _Filled:
         )
 
 
-def _backward(
-    kept: Activations, there: EngineMemory, held: _Filled, in_flight: float, micro_batches: int
-) -> Iterator[RankMemory]:
+def _backward(kept: Activations, run: Run, held: _Filled, in_flight: float, micro_batches: int) -> Iterator[RankMemory]:
     """The moments of a stage's first backward pass and of later ones: with each of its chunks, while gradients are
     reduced after it, and in the forward pass of a loss before it.
     """
+    there = held.engine
     passes = len(kept.chunks) * in_flight  # of a micro-batch through a chunk
     a_pass = sum(chunk.held for chunk in kept.chunks) / len(kept.chunks)
     turns = [(there.first, passes, there.gradients * there.allocated, there.buffers * (there.until == "end"), 0.0)]
@@ -120,7 +120,7 @@ def _backward(
                 accumulated + moment.gradients,
                 activations=others + moment.activations,
                 logits=kept.logits,
-                buffers=there.buffers + handed,
+                buffers=there.buffers + handed + run.scratch,
                 gathered=there.gathered,
             )
         buffers = there.buffers + there.reducing

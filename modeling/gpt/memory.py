@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from modeling.gpt.config import GPTConfig
-from modeling.layer_memory import Transformer
+from modeling.layer_memory import LONGEST, Transformer
 from modeling.layout import Layout
 from modeling.memory import FP32, Activations, Block, Chunk, Op, Run, Segment
 
@@ -32,7 +32,7 @@ def activations(config: GPTConfig, layout: Layout, stage: int, run: Run) -> Acti
         extra = 0.0 if last else layer.stream(run)  # what is sent on stays until its gradient comes back
         if not first and layer.rms and run.device == "cpu" and run.recompute != "full":
             extra += layer.stream(run)  # what was received, which nothing saves
-        chunks.append(Chunk(tuple(groups), extra + INT64 * config.sequence_length))
+        chunks.append(Chunk(tuple(groups), extra + _positions(config, run)))
     tokens = layer.tokens(run)
     real = min(config.vocabulary, config.padded_vocab_size // layout.tensor)
     rotary = config.sequence_length * config.head_size * FP32 if config.positions == "rotary" else 0.0
@@ -46,16 +46,28 @@ def activations(config: GPTConfig, layout: Layout, stage: int, run: Run) -> Acti
         chunks=tuple(chunks),
         logits=tokens * real * run.element if last_stage else 0.0,
         logits_work=part * real * each if last_stage else 0.0,
-        buffers=rotary + _masks(config, layer, run) + gathered,
-        inputs=run.samples * (config.sequence_length + 1) * INT64,
+        buffers=rotary + _masks(config, run) + gathered,
+        inputs=run.samples * (config.sequence_length + 1) * INT64 * (2 if run.documents else 1),
         handed=layer.stream(run) if stage > 0 and layout.virtual_pipeline == 1 else 0.0,
     )
 
 
-def _masks(config: GPTConfig, layer: Transformer, run: Run) -> float:
-    """Bytes of masks that all layers share: of banded ones, and on a CPU of blockwise attention."""
+def _positions(config: GPTConfig, run: Run) -> float:
+    """Bytes of positions and, where documents are kept apart, of the mask that all layers add to their scores: of dense
+    layers, and of banded ones.
+    """
+    s = config.sequence_length
+    if not run.documents:
+        return INT64 * s
+    kinds = 2 if config.attention == "alternating" else 1
+    return run.samples * s * (INT64 + s * kinds * run.element)
+
+
+def _masks(config: GPTConfig, run: Run) -> float:
+    """Bytes of masks that all layers share: of banded ones, and on a CPU of attention in blocks."""
     banded = config.attention == "alternating" and config.sequence_length > config.attention_band
-    return config.sequence_length**2 * run.element * (banded + layer.blockwise(run))
+    blocks = run.device == "cpu" and run.element < FP32 and 1 < config.sequence_length <= LONGEST
+    return config.sequence_length**2 * run.element * (banded + blocks)
 
 
 def _layer(config: GPTConfig, layout: Layout) -> Transformer:

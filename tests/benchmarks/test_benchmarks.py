@@ -21,6 +21,7 @@ import pytest
         ("dedup", ["candidates, theory", "documents per CPU-s", "peak memory"]),
         ("prepare", ["all before the tokenizer", "peak memory of all processes"]),
         ("clip", ["samples/s", "loss seconds", "toy"]),
+        ("memory", ["predicted, MB", "measured, MB", "ratio", "CPU cores"]),
         ("contrastive", ["÷ dense", "fp32 against fp64", "memory beyond the features", "open_clip"]),
         ("pictures", ["Pillow", "Trestle's stream, 4 threads besides", "CPU cores"]),
         (

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -29,10 +31,19 @@ SECTIONS = ("first step", "forward and backward", "optimizer step")
 
 def measure_documents(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each recipe, on this rank: its pipeline stage, bytes between steps and at the peak, and when that comes."""
-    _count_in_all_threads()
+    if torch.cuda.is_available():
+        _meet_on_gpus()
+    else:
+        _count_in_all_threads()
     gc.freeze()  # what has been imported is no garbage, and takes long to look through
     _measure(parse_recipe(documents[0]))  # what is made once a process, such as a random generator's state
     return [_measure(parse_recipe(document)) for document in documents]
+
+
+def _meet_on_gpus() -> None:
+    dist.destroy_process_group()  # the launch's, over gloo
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl")
 
 
 def _count_in_all_threads() -> None:
@@ -51,7 +62,7 @@ def _measure(recipe: Recipe) -> dict[str, Any]:
     gc.collect()
     found = _on_gpu(recipe, layout) if torch.cuda.is_available() else _on_cpu(recipe, layout)
     gc.collect()
-    return {"stage": here.pipeline, "rank": torch.distributed.get_rank(), **found}
+    return {"stage": here.pipeline, "rank": dist.get_rank(), **found}
 
 
 def _start(recipe: Recipe, layout: Layout) -> Engine:
@@ -74,6 +85,8 @@ def _micro_batches(recipe: Recipe) -> list[dict[str, torch.Tensor]]:
         }
     else:
         arrays = {"tokens": torch.randint(0, model.vocabulary, (count, model.sequence_length + 1))}
+        if recipe.data.document_masks:
+            arrays["documents"] = torch.randint(0, 2, arrays["tokens"].shape).cumsum(1)
     parts = [array.to(device).split(recipe.batch.micro_batch_size) for array in arrays.values()]
     return [dict(zip(arrays, tensors, strict=True)) for tensors in zip(*parts, strict=True)]
 

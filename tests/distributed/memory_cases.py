@@ -51,6 +51,7 @@ def case(
     recompute: str = "none",
     micro_batches: int = 4,
     compile: bool = False,
+    documents: bool = False,
     **layout: Any,
 ) -> Case:
     return {
@@ -60,16 +61,29 @@ def case(
         "recompute": recompute,
         "micro_batches": micro_batches,
         "compile": compile,
+        "documents": documents,
     }
 
 
-def document_of(case: Case, world_size: int) -> dict[str, Any]:
+def scaled(model: dict[str, Any], scale: int) -> dict[str, Any]:
+    """A model whose widths, sequence and vocabulary are `scale` times as large: on a GPU kernels' workspaces and the
+    allocator's rounding would decide over toys. Heads stay 64 wide at most; pictures and captions as long as they are.
+    """
+    sizes = ("hidden_size", "ffn_hidden_size", "sequence_length", "attention_band", "vocab_size", "vision_width",
+             "text_width", "embed_dim")  # fmt: skip
+    heads = ("num_attention_heads", "num_query_groups", "vision_heads", "text_heads")
+    grown = {key: value * scale if key in sizes and value else value for key, value in model.items()}
+    return {key: value * max(1, scale // 4) if key in heads and value else value for key, value in grown.items()}
+
+
+def document_of(case: Case, world_size: int, scale: int = 1) -> dict[str, Any]:
     """The recipe of a case, as plain values."""
-    model, layout = MODELS[case["model"]], case["layout"]
+    model, layout = scaled(MODELS[case["model"]], scale), case["layout"]
     replicas = world_size // (layout.get("tensor", 1) * layout.get("pipeline", 1))
     size = MICRO_BATCH_SIZE[model["family"]]
     return {
         "model": model,
+        "data": {"document_masks": case["documents"]},
         "batch": {"global_batch_size": replicas * size * case["micro_batches"], "micro_batch_size": size},
         "parallel": layout,
         "training": {"precision": case["precision"], "recompute": case["recompute"], "compile": case["compile"]},
@@ -103,6 +117,7 @@ def _alone() -> Iterator[Case]:
         yield case("dropout", 1, precision)
         yield case("banded", 1, precision)
         yield case("rotary", 1, precision, micro_batches=2)
+        yield case("banded", 1, precision, micro_batches=2, documents=True)
         yield case("long", 1, precision, micro_batches=2)
         yield case("vit", 1, precision, micro_batches=1)
         yield case("vit", 1, precision, micro_batches=3)

@@ -29,9 +29,11 @@ class Row:
         return self.predicted / self.measured
 
 
-def rows_of(case: Case, ranks: Sequence[dict[str, Any]], device: Literal["cpu", "cuda"]) -> Iterable[Row]:
+def rows_of(
+    case: Case, ranks: Sequence[dict[str, Any]], device: Literal["cpu", "cuda"], scale: int = 1
+) -> Iterable[Row]:
     """What was measured on each rank of a case beside its formula."""
-    recipe = parse_recipe(document_of(case, len(ranks)))
+    recipe = parse_recipe(document_of(case, len(ranks), scale))
     for found in ranks:
         expected = rank_memory(recipe, len(ranks), found["stage"], device=device)
         running, stepping = found["forward and backward"], found["optimizer step"]
