@@ -128,6 +128,11 @@ class Activations:
     handed: float = 0.0
     """Bytes of a gradient that goes back to the stage before; there until the next one is ready."""
 
+    @property
+    def unlike(self) -> list[Chunk]:
+        """The chunks that differ from the one before: of many chunks a stage most are alike."""
+        return [one for before, one in zip((None, *self.chunks), self.chunks, strict=False) if one != before]
+
 
 @dataclass(frozen=True)
 class Gradients:

@@ -113,7 +113,7 @@ def _backward(kept: Activations, run: Run, held: _Filled, in_flight: float, micr
         turns.append((there.later, together, there.gradients, before, kept.handed))
     for gradients, together, accumulated, before, handed in turns:
         others = (together - 1) * a_pass
-        for chunk in kept.chunks:
+        for chunk in kept.unlike:
             moment = walk(chunk, gradients)
             yield held.moment(
                 "backward",

@@ -20,11 +20,12 @@ def activations(config: GPTConfig, layout: Layout, stage: int, run: Run) -> Acti
     stages = layout.pipeline * layout.virtual_pipeline
     layers = config.num_layers // stages
     last_stage = stage == layout.pipeline - 1
-    chunks = []
+    chunks: list[Chunk] = []
+    block = layer.block(run)
     for virtual in range(layout.virtual_pipeline):
         first = stage == 0 and virtual == 0
         last = last_stage and virtual == layout.virtual_pipeline - 1
-        groups = [(layers, layer.block(run))]
+        groups = [(layers, block)]
         if first:
             groups.insert(0, (1, _embedding(config, layout, layer, run)))
         if last:
