@@ -45,10 +45,10 @@ class Launches:
         self.quick, self.rounds, self.middle = quick, rounds, middle
         self.starts: dict[int, list[dict[str, float]]] = {}
 
-    def timed(self, world_size: int, cases: list[dict[str, Any]], *, most: int = 1) -> list[float]:
-        """The seconds of each case on so many ranks, in `most` times the rounds."""
+    def timed(self, world_size: int, cases: list[dict[str, Any]], *, most: int = 1, fresh: bool = False) -> list[float]:
+        """The seconds of each case on so many ranks, `most` times the rounds; `fresh`: with imports."""
         argument = {"cases": cases, "rounds": most * self.rounds}
-        ranks = run("tests.benchmarks.scaling_ranks:time_cases", world_size, argument, deadline=900)
+        ranks = run("tests.benchmarks.scaling_ranks:time_cases", world_size, argument, deadline=900, fresh=fresh)
         self.starts[world_size] = [rank["start"] for rank in ranks]
         return [self.middle(found) for found in ranks[0]["seconds"]]
 
@@ -147,17 +147,20 @@ def by_degree(on: Launches) -> list[Section]:
 def by_start(on: Launches) -> list[Section]:
     """From the start of a rank's process to its first step, and its process groups in a large world."""
     rows: list[list[Any]] = []
-    for world in [1, 2] if on.quick else [1, 2, 4]:
-        if world not in on.starts or not on.quick:
-            on.timed(world, [case(TINY, ONE, 1, 1)])
-        slowest = max(on.starts[world], key=lambda one: one["all"])
-        rows.append(
-            [str(world), *(slowest[key] for key in ("all", "imports", "groups", "engine", "first_step", "cpu"))]
-        )
+    keys = ("all", "imports", "groups", "engine", "first_step", "cpu")
+    for fresh in [False] if on.quick else [True, False]:
+        for world in [1, 2] if on.quick else [1, 2, 4]:
+            if world not in on.starts or not on.quick:
+                on.timed(world, [case(TINY, ONE, 1, 1)], fresh=fresh)
+            slowest = max(on.starts[world], key=lambda one: one["all"])
+            rows.append([f"{world}, {'fresh' if fresh else 'forked'}", *(slowest[key] for key in keys)])
     for world in [8, 64] if on.quick else [8, 64, 256, 1024]:
         rows.append([f"{world:,}, one rank's groups alone", "-", "-", groups_seconds(world), *["-"] * 3])
     head = ["ranks", "seconds to the first step", "imports", "groups", "engine", "first step", "CPU-seconds"]
-    note = f"the slowest rank; {os.cpu_count()} cores, which more ranks than that share for their imports"
+    note = (
+        f"the slowest rank; {os.cpu_count()} cores, which more ranks than that share; forked: from a process that has "
+        "imported what ranks import, as a standby has"
+    )
     return [{"title": "start", "note": note, "head": head, "rows": rows}]
 
 
