@@ -22,9 +22,11 @@ MOST_ROWS = 32
 REACH_SECONDS = 5.0
 """How long a dry run tries to reach the cluster before it goes on without."""
 
-ACTIVATIONS = (
+ON_TOP = "what the allocator wastes, CUDA's context and the collectives' own buffers come on top"
+"""Of a GPU's memory: what no formula here counts."""
+AT_PEAK = (
     "at the peak: the fullest moment of a step on a GPU, by formula (see training.memory); within 5 % of the live "
-    "tensors of real steps. What the allocator wastes, CUDA's context and the collectives' own buffers come on top"
+    f"tensors of real steps. {ON_TOP[0].upper()}{ON_TOP[1:]}"
 )
 SENDING = (
     "sent: rings in rank order; a sum over n ranks sends 2 (n - 1) / n of a tensor, a gather half of that; single "
@@ -147,13 +149,13 @@ def short(job: Job) -> list[str]:
     plan = plan_of(job)
     fullest = max(plan.stages, key=lambda stage: stage.peak)
     busiest = max(plan.stages, key=lambda stage: stage.inside + stage.across)
-    away = " (on the host)" if plan.parallel.offload_optimizer else ""
+    away = f", {size(fullest.host)} on the host" if fullest.host else ""
     of = " of the fullest stage" if len(plan.stages) > 1 else ""
     return [
         headline(plan),
         f"memory a rank{of}: {size(fullest.weights)} weights, {size(fullest.gradients)} gradients, "
-        f"{size(fullest.optimizer)} optimizer{away}, {size(fullest.activations)} activations, "
-        f"{size(fullest.peak)} at the peak",
+        f"{size(fullest.optimizer)} optimizer, {size(fullest.activations)} activations, "
+        f"{size(fullest.peak)} at the peak{away}",
         f"sent a step and rank: {size(busiest.inside)} inside a node, {size(busiest.across)} across; {crossings(plan)}",
     ]
 
@@ -168,7 +170,7 @@ def lines(plan: Plan, *, all_ranks: bool = False) -> list[str]:
         found += [table(("ranks", "nodes", "devices", "TP", "PP", "DP"), _condensed(plan)), ""]
         found += ["one row a stage; --all-ranks shows one a rank", ""]
     found += [crossings(plan), ""]
-    found += [_stage_table("memory a rank", plan, _memory), ACTIVATIONS, ""]
+    found += [_stage_table("memory a rank", plan, _memory), AT_PEAK, ""]
     sending = SENDING + (COUPLED if plan.couples_batch else "")
     found += [_stage_table("sent a step by the busiest rank", plan, _traffic), sending]
     return found
@@ -211,6 +213,7 @@ def _stage_table(title: str, plan: Plan, columns: Callable[[Stage], dict[str, ob
 
 
 def _memory(stage: Stage) -> dict[str, object]:
+    away = {"on the host": size(stage.host)} if stage.host else {}
     return {
         "parameters": stage.parameters,
         "weights": size(stage.weights),
@@ -221,6 +224,7 @@ def _memory(stage: Stage) -> dict[str, object]:
         "buffers": size(stage.buffers),
         "peak": size(stage.peak),
         "comes in": stage.moment,
+        **away,
     }
 
 

@@ -9,7 +9,7 @@ from launcher.job import Job
 from modeling.layout import Place
 from modeling.registry import family
 from training.config import ParallelConfig
-from training.footprint import FP32, data_traffic, state_bytes, width
+from training.footprint import FP32, data_traffic, width
 from training.memory import rank_memory
 
 
@@ -36,7 +36,9 @@ class Groups:
 
 @dataclass(frozen=True)
 class Stage:
-    """What each rank of a pipeline stage holds (bytes) and what the busiest of them sends in a step (bytes)."""
+    """What each rank of a pipeline stage holds (bytes) at its fullest moment (`training.memory`: gradients may then not
+    be whole yet, or be there twice), and what the busiest of them sends in a step (bytes).
+    """
 
     stage: int
     parameters: int
@@ -44,14 +46,16 @@ class Stage:
     gradients: int
     optimizer: int
     activations: int
-    """At the fullest moment, with the micro-batches in flight."""
+    """With the micro-batches in flight."""
     logits: int
     buffers: int
     """Inputs, and what DeepSpeed copies beside gradients."""
+    host: int
+    """An offloaded optimizer's state: on the host, and not in the peak."""
     peak: int
-    """All together at the fullest moment; gradients may then not be whole yet, or be there twice."""
+    """The sum of all but the host's."""
     moment: str
-    """forward, backward or step: when that is."""
+    """forward, backward or step: when it comes."""
     sent: dict[str, int]
     """By axis: tensor, pipeline, data, tied (the embedding that first and last stage share)."""
     inside: int
@@ -128,7 +132,6 @@ def _groups(ranks: Sequence[RankPlace], size: int, key: Callable[[RankPlace], tu
 def _stage(job: Job, plan: Plan, number: int) -> Stage:
     recipe, parallel = job.recipe, plan.parallel
     footprint = family(recipe.model.family).footprint(recipe.model, parallel, number, plan.recompute)
-    state = state_bytes(footprint, parallel, plan.precision, plan.replicas)
     element = width(plan.precision)
     samples = plan.micro_batches * plan.micro_batch_size
     halves = 2 * (parallel.tensor - 1) / parallel.tensor
@@ -145,12 +148,13 @@ def _stage(job: Job, plan: Plan, number: int) -> Stage:
     return Stage(
         stage=number,
         parameters=footprint.numel,
-        weights=state.weights,
-        gradients=state.gradients,
-        optimizer=state.optimizer,
+        weights=memory.weights,
+        gradients=memory.gradients,
+        optimizer=memory.optimizer,
         activations=memory.activations,
         logits=memory.logits,
         buffers=memory.buffers,
+        host=memory.host,
         peak=memory.peak,
         moment=memory.moment,
         sent={

@@ -1,4 +1,6 @@
-"""The memory, the coordinates and the traffic that a placement shows are those of real ranks, to the byte."""
+"""The state that memory is planned from, and the coordinates and the traffic that a placement shows, are those of real
+ranks, to the byte.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from launcher.job import Job
 from launcher.placement import Plan, Stage, plan_of
+from modeling.registry import family
 from tests.distributed.launch import run
 from tests.distributed.steps import GLOBAL_BATCH, MICRO_BATCH, MODELS, SHAPE
 from tests.launcher.plans import job_of
+from training.footprint import StateBytes, state_bytes
 
 WORLD = 2
 
@@ -39,17 +44,17 @@ def measured() -> list[tuple[dict[str, Any], Plan, list[dict[str, Any]]]]:
     """(case, what the placement says, what each rank has measured)."""
     # Fresh: what is sent is counted by functions that must be in place before Megatron Core takes them.
     by_rank = run("tests.distributed.footprints:measure_cases", WORLD, CASES, deadline=240, fresh=True)
-    return [(one, planned(one), [of_rank[i] for of_rank in by_rank]) for i, one in enumerate(CASES)]
+    return [(one, plan_of(job_with(one)), [of_rank[i] for of_rank in by_rank]) for i, one in enumerate(CASES)]
 
 
-def planned(case: dict[str, Any]) -> Plan:
+def job_with(case: dict[str, Any]) -> Job:
     document = {
         "model": {"family": "gpt", **SHAPE, **MODELS[case["model"]]},
         "batch": {"global_batch_size": GLOBAL_BATCH, "micro_batch_size": MICRO_BATCH},
         "parallel": {**case["layout"], "zero_stage": case["zero_stage"]},
         "training": {"precision": case["precision"], "recompute": case["recompute"]},
     }
-    return plan_of(job_of(document, nodes=1, ranks_per_node=WORLD))
+    return job_of(document, nodes=1, ranks_per_node=WORLD)
 
 
 def stage_of(plan: Plan, rank: dict[str, Any]) -> Stage:
@@ -63,16 +68,24 @@ def test_ranks_stand_where_the_placement_puts_them(measured: Any) -> None:
         assert [rank["place"] for rank in ranks] == shown
 
 
-def test_weights_gradients_and_optimizer_take_the_bytes_that_are_shown(measured: Any) -> None:
-    for case, plan, ranks in measured:
+def state_of(case: dict[str, Any], rank: dict[str, Any]) -> StateBytes:
+    """What a rank keeps from step to step; a placement shows a step's fullest moment, which is made of this."""
+    recipe = job_with(case).recipe
+    layout, number = recipe.parallel, rank["place"][1]
+    footprint = family(recipe.model.family).footprint(recipe.model, layout, number, recipe.training.recompute)
+    return state_bytes(footprint, layout, recipe.training.precision, layout.data_parallel(WORLD))
+
+
+def test_weights_gradients_and_optimizer_take_the_bytes_that_are_planned_from(measured: Any) -> None:
+    for case, _, ranks in measured:
         for rank in ranks:
-            stage = stage_of(plan, rank)
-            assert (rank["weights"], rank["optimizer"]) == (stage.weights, stage.optimizer), case
+            state = state_of(case, rank)
+            assert (rank["weights"], rank["optimizer"]) == (state.weights, state.optimizer), case
             if case["zero_stage"] == 2 and case["precision"] == "fp32":
                 # DeepSpeed keeps parameters whole that lie across two ranks' parts.
-                assert stage.gradients <= rank["gradients"] <= 1.2 * stage.gradients
+                assert state.gradients <= rank["gradients"] <= 1.2 * state.gradients
             else:
-                assert rank["gradients"] == stage.gradients, case
+                assert rank["gradients"] == state.gradients, case
 
 
 def test_ranks_send_what_is_shown(measured: Any) -> None:

@@ -94,6 +94,30 @@ def test_groups_that_cross_nodes_are_counted_and_their_traffic_is_told_apart() -
     assert wide.stages[0].across == wide.stages[0].sent["data"]
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gpt3-175b", []),
+        ("gpt3-6.7b", ["--parallel.zero_stage", "2", "--parallel.offload_optimizer", "true"]),
+        ("gpt3-1.3b", ["--parallel.zero_stage", "3"]),
+        ("clip-vit-b-32", []),
+    ],
+)
+def test_memory_is_what_plan_says_of_every_stage(
+    name: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [name, *words, "--model.vocab_size", "50257", "--json"]
+    stages = json.loads(shown(capsys, *words))["stages"]
+    assert cli.main(["plan", *words]) == 0
+    planned = json.loads(capsys.readouterr().out)["plan"]["stages"]
+    for stage, other in zip(stages, planned, strict=True):
+        assert {part: stage[part] for part in other["memory"]} == other["memory"]
+        assert stage["peak"] == sum(
+            stage[part] for part in ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
+        )
+    assert all((stage["host"] > 0) == ("--parallel.offload_optimizer" in words) for stage in stages)
+
+
 def test_short_form_fits_three_lines() -> None:
     lines = short(job_of({**SMALL, "parallel": {"tensor": 2}}, nodes=2, ranks_per_node=4))
     assert lines[0].startswith("8 ranks on 2 nodes: TP 2 x PP 1 x DP 4, ZeRO 1, bf16; 16 samples a step = 4 x 2 micro-")
