@@ -18,22 +18,25 @@ TOP, BOTTOM = 24.0, 26.0
 
 def memory_bars(estimate: Estimate) -> Html:
     """The picture and its legend."""
-    stages, limit = estimate.stages, estimate.accelerator.memory_bytes
+    stages, limit, usable = estimate.stages, estimate.accelerator.memory_bytes, estimate.accelerator.usable_bytes
     high = 1.04 * max(limit, *(stage.memory.peak for stage in stages))
     pitch = max(9.0, min(34.0, 420.0 / len(stages)))
     every = math.ceil(13.0 / pitch)
     rows = [
         piece
         for place, stage in enumerate(stages)
-        for piece in _bar(stage, TOP + pitch * place, pitch, high, limit, len(stages) > 1, place % every == 0)
+        for piece in _bar(stage, TOP + pitch * place, pitch, high, usable, len(stages) > 1, place % every == 0)
     ]
     below = TOP + pitch * len(stages)
     at = _at(limit, high)
-    edge = "end" if at > WIDTH - RIGHT - 90 else "middle"
+    edge = "end" if at > WIDTH - RIGHT - 150 else "middle"
+    kept_back = element(
+        "rect", x=_at(usable, high), y=TOP, width=at - _at(usable, high), height=below - TOP, class_="reserve"
+    )
     line = element("path", d=f"M{at:.1f} {TOP - 6:g} V{below + 2:g}", class_="limit")
     label = element(
         "text",
-        f"{estimate.accelerator.name}: {size(limit)}",
+        f"{estimate.accelerator.name}: {size(limit)}, {size(limit - usable)} of it kept back",
         x=at,
         y=TOP - 10,
         text_anchor=edge,
@@ -45,6 +48,7 @@ def memory_bars(estimate: Estimate) -> Html:
         "Memory of a rank of each pipeline stage at its peak",
         said,
         *_axis(high, below),
+        kept_back,
         *rows,
         line,
         label,
@@ -59,7 +63,7 @@ def _at(bytes_: float, high: float) -> float:
 
 
 def _bar(
-    stage: StageEstimate, top: float, pitch: float, high: float, limit: float, staged: bool, labelled: bool
+    stage: StageEstimate, top: float, pitch: float, high: float, usable: float, staged: bool, labelled: bool
 ) -> list[Html]:
     height = pitch - min(4.0, 0.25 * pitch)
     pieces, before = [], 0
@@ -75,7 +79,7 @@ def _bar(
         before += value
     if labelled:
         middle = top + height / 2 + 4
-        over = " over" if before > limit else ""
+        over = " over" if before > usable else ""
         pieces.append(element("text", _name(stage, staged), x=0.0, y=middle))
         pieces.append(element("text", size(before), x=WIDTH, y=middle, text_anchor="end", class_=f"said{over}"))
     return pieces

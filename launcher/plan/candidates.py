@@ -10,8 +10,6 @@ from launcher.job import Job
 from modeling.errors import ModelError
 from training.config import ParallelConfig
 
-MOST_CHUNKS = 128
-"""Model chunks a stage that are tried: more than any model's layers over two stages."""
 Recompute = Literal["none", "selective", "full"]
 ZeroStage = Literal[0, 1, 2, 3]
 
@@ -47,6 +45,7 @@ class Candidate:
             "parallel.virtual_pipeline": layout.virtual_pipeline,
             "parallel.sequence": layout.sequence,
             "parallel.zero_stage": layout.zero_stage,
+            "parallel.offload_optimizer": layout.offload_optimizer,
             "batch.micro_batch_size": self.micro_batch_size,
             "training.recompute": self.recompute,
         }
@@ -75,7 +74,9 @@ def divisions(job: Job) -> Iterator[ParallelConfig]:
     """Every way to divide the model over the ranks: TP inside a node, PP, chunks a stage, sequence parallel or not."""
     for tensor in divisors(job.cluster.ranks_per_node):
         for pipeline in divisors(job.world_size // tensor):
-            for chunks in range(1, MOST_CHUNKS + 1 if pipeline > 1 else 2):
+            # At least a layer a chunk; a model without stages has no `num_layers` and goes no further than one.
+            most = getattr(job.recipe.model, "num_layers", pipeline) // pipeline if pipeline > 1 else 1
+            for chunks in range(1, max(most, 1) + 1):
                 plain = replace(
                     job.recipe.parallel, tensor=tensor, pipeline=pipeline, virtual_pipeline=chunks, sequence=False
                 )

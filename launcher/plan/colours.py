@@ -16,6 +16,7 @@ figure:has(.plan){overflow-x:auto}.plan{min-width:760px}
 .plan text{font-size:12px;fill:var(--muted);font-family:inherit}
 .plan .on{fill:#0c0d10;font-size:11px;text-anchor:middle}
 .plan .part{stroke:var(--paper);stroke-width:.75}.plan .limit{stroke:var(--ink);stroke-width:1.5;stroke-dasharray:5 3}
+.plan .reserve{fill:var(--wait);opacity:.45}
 .plan .said{fill:var(--ink)}.plan .grid{stroke:var(--rule);fill:none}
 .plan .tear{stroke:var(--muted);fill:none;stroke-dasharray:2 3}
 .legend{display:flex;flex-wrap:wrap;gap:4px 18px;list-style:none;padding:0;margin:10px 0 0;font-size:13px}

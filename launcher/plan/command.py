@@ -25,10 +25,15 @@ from launcher.plan.mend import Mend, mends
 from launcher.plan.page import render
 from launcher.plan.search import Proposal, Search, search
 from launcher.plan.show import lines, search_lines, wrapped
+from launcher.run_folder import RECIPE_FILE, RunFolder
 from launcher.sources import find_recipe
 from training.evaluation.config import EvaluationConfig
 
 USUAL_GPU = "h100"
+LEAST, MOST = 1e-6, 1e9
+"""Of prices, bandwidths in GB/s and watts a GPU: nothing real lies outside, and within it all figures stay finite."""
+MOST_WHOLE = 1_000_000
+"""Nodes, and GPUs a node."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,8 @@ def parser() -> Parser:
     made = Parser(
         "plan",
         "Say what a training takes before anybody pays for it: memory of each rank, time of a step and what it goes\n"
-        "into, days, energy, cost, checkpoints, epochs. By formula, in a second: nothing is started, no GPU needed.\n"
-        "Any key of the recipe can be set with --SECTION.KEY VALUE, the layout too; --search finds the fastest one.",
+        "into, days, energy, cost, checkpoints, epochs. By formula: nothing is started, no GPU needed. Any key of the\n"
+        "recipe can be set with --SECTION.KEY VALUE, the layout too; --search tries all layouts, for some seconds.",
         "  trestle plan gpt3-175b --nodes 128 --gpus-per-node 8 --gpu h100\n"
         "  trestle plan gpt3-13b --nodes 8 --search --html plan.html\n"
         "  trestle plan gpt3-6.7b --nodes 4 --gpu a100 --parallel.tensor 2 --price-per-gpu-hour 2.50\n"
@@ -59,7 +64,11 @@ def parser() -> Parser:
         takes_overrides=True,
     )
     add_recipe(made, needed=False)
-    made.add_argument("--published", action="store_true", help="no plan: predictions beside runs that were published")
+    made.add_argument(
+        "--published",
+        action="store_true",
+        help="no plan and no RECIPE: predictions beside runs that were published (with --json as JSON)",
+    )
     made.add_argument("--nodes", type=_whole, metavar="N", help="nodes of the cluster; cluster.nodes where left out")
     made.add_argument("--gpus-per-node", type=_whole, metavar="N", help="cluster.ranks_per_node where left out")
     made.add_argument(
@@ -70,8 +79,13 @@ def parser() -> Parser:
     made.add_argument("--html", metavar="FILE", type=Path, help="write it as a page with pictures, in one file")
     prices = made.add_argument_group("what things cost (nothing is assumed), in any one currency")
     prices.add_argument("--price-per-gpu-hour", type=_amount, metavar="PRICE", help="of a GPU with all around it")
-    prices.add_argument("--price-per-kwh", type=_amount, metavar="PRICE", help="of the GPUs' energy, times the PUE")
-    prices.add_argument("--pue", type=_amount, default=1.0, help="power of the whole site over that of its GPUs")
+    prices.add_argument("--price-per-kwh", type=_amount, metavar="PRICE", help="of energy: watts a GPU, times the PUE")
+    prices.add_argument(
+        "--watts-per-gpu", type=_amount, metavar="W", help="of a GPU with its host's share; its board's where left out"
+    )
+    prices.add_argument(
+        "--pue", type=_pue, default=1.0, help="energy of the whole site over that of its computers: 1 or more"
+    )
     better = made.add_argument_group("what you know better")
     better.add_argument("--network-bandwidth", type=_amount, metavar="GB/S", help="of a GPU to other nodes, one way")
     better.add_argument(
@@ -85,10 +99,11 @@ def parser() -> Parser:
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if arguments.published:
-        print("\n".join(published.lines()))
-        return 0
+        return _published(arguments)
     if arguments.recipe is None:
         raise UserError("the following arguments are required: RECIPE; see `trestle plan --help`")
+    if arguments.html is not None:
+        _check_place(arguments.html)
     source = find_recipe(arguments.recipe)
     asked = load_job(source, overrides)
     if arguments.print_config:
@@ -102,11 +117,23 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if arguments.html is not None:
         _write(arguments.html, render(answer.estimate, answer.mends, answer.found, answer.command, answer.notes))
     if arguments.json:
-        print(json.dumps(as_document(answer), indent=1))
+        print(json.dumps(as_document(answer), indent=1, allow_nan=False))
     else:
         print("\n".join(_said(answer)))
         if arguments.html is not None:
             print(f"\nthe page: {arguments.html}")
+    return 0
+
+
+def _published(arguments: argparse.Namespace) -> int:
+    """Predictions beside published runs. Raises UserError for what says something about a plan."""
+    if arguments.recipe is not None or arguments.search or arguments.html is not None:
+        raise UserError("--published is no plan: leave out RECIPE, --search and --html")
+    if arguments.json:
+        rows = [{**asdict(row), "error": row.error} for row in published.rows()]
+        print(json.dumps({"published": rows}, indent=1, allow_nan=False))
+    else:
+        print("\n".join(published.lines()))
     return 0
 
 
@@ -126,16 +153,20 @@ def on_hardware(job: Job, nodes: int | None, gpus_per_node: int | None) -> Job:
 
 
 def _train(recipe: str, overrides: Sequence[str], asked: Job, job: Job) -> str:
-    """How to start what is planned: the user's words, and the nodes where they are others than the recipe's."""
-    sizes = [
-        {"cluster.nodes": one.cluster.nodes, "cluster.ranks_per_node": one.cluster.ranks_per_node}
-        for one in (asked, job)
-    ]
-    return f"{shlex.join(['trestle', 'train', recipe, *overrides])} {written(*sizes)}".rstrip()
+    """How to start what is planned: the user's words, and the nodes where they are others than the recipe's. A run that
+    has checkpoints is resumed, since `train` refuses it.
+    """
+    keys = ("nodes", "min_nodes", "ranks_per_node")
+    sizes = [{f"cluster.{key}": getattr(one.cluster, key) for key in keys} for one in (asked, job)]
+    place = Path(recipe)
+    folder = place.parent if place.name == RECIPE_FILE else place
+    words = ["resume", str(folder)] if RunFolder(folder).has_checkpoints() else ["train", recipe]
+    return f"{shlex.join(['trestle', *words, *overrides])} {written(*sizes)}".rstrip()
 
 
 def _answer(arguments: argparse.Namespace, job: Job, kind: Accelerator, command: str) -> Answer:
-    options: dict[str, Any] = {"prices": Prices(arguments.price_per_gpu_hour, arguments.price_per_kwh, arguments.pue)}
+    prices = Prices(arguments.price_per_gpu_hour, arguments.price_per_kwh, arguments.pue, arguments.watts_per_gpu)
+    options: dict[str, Any] = {"prices": prices}
     if arguments.efficiency is not None:
         options["efficiency"] = read_efficiency(arguments.efficiency, kind)
     if arguments.storage_bandwidth is not None:
@@ -204,8 +235,9 @@ def as_document(answer: Answer) -> dict[str, Any]:
 
 
 def _plain(estimate_: Estimate) -> dict[str, Any]:
-    """With each stage's peak, which is a sum."""
+    """With each stage's peak, which is a sum, and what of a GPU's memory may be filled."""
     document = asdict(estimate_)
+    document["accelerator"]["usable_bytes"] = estimate_.accelerator.usable_bytes
     for plain, stage in zip(document["stages"], estimate_.stages, strict=True):
         plain["memory"]["peak"] = stage.memory.peak
     return document
@@ -215,9 +247,15 @@ def _proposal(one: Proposal) -> dict[str, Any]:
     return {"overrides": one.overrides, "loses_by": one.loses_by, "plan": _plain(one.estimate)}
 
 
-def _write(path: Path, page: str) -> None:
+def _check_place(path: Path) -> None:
+    """Before anything takes time."""
     if path.is_dir():
         raise UserError(f"--html {path} is a folder; name a file in it, such as {path / 'plan.html'}")
+    if not path.parent.is_dir():
+        raise UserError(f"--html {path}: there is no folder {path.parent}; make it first")
+
+
+def _write(path: Path, page: str) -> None:
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -225,14 +263,27 @@ def _write(path: Path, page: str) -> None:
 
 
 def _whole(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_WHOLE:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 to {MOST_WHOLE:,}")
+    return int(text)
 
 
 def _amount(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    value = _number(text)
+    if not LEAST <= value <= MOST:
+        raise argparse.ArgumentTypeError(f"{text} is not between {LEAST:f} and {MOST:,.0f}")
     return value
+
+
+def _pue(text: str) -> float:
+    value = _number(text)
+    if not 1 <= value <= MOST:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more: a site takes what its computers take, at least")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is no number") from None

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from data_pipeline.batching import BatchSchedule, Duration
+from launcher.dry_run import ON_TOP
 from launcher.job import Job
 from launcher.plan.compute import Device
 from launcher.plan.efficiency import Efficiency, default_efficiency
 from launcher.plan.figures import Checkpoint, Estimate, Flops, Prices, StageEstimate, StepTime, Training
 from launcher.plan.habits import Habits, trestle
-from launcher.plan.hardware import Accelerator
+from launcher.plan.hardware import RESERVE, Accelerator
 from launcher.plan.links import links
-from launcher.plan.stages import all_stages, stands_for, whole_model
+from launcher.plan.stages import all_stages, frozen, stands_for, whole_model
 from launcher.plan.times import StageTimes, Step
 from launcher.tables import size
 from modeling.registry import Family, family
@@ -26,8 +27,8 @@ PETAFLOP_S_DAY = 8.64e19
 """Operations (Brown et al. 2020, table D.1's caption)."""
 _BATCH_LOSS = 0.30
 """Of the peak in fp32: 218 ms for 32,768 pairs of 512 features on an H100 (tests/benchmarks/README.md)."""
-_STATE_BYTES = 12
-"""A parameter's master weight and two moments, as a checkpoint keeps them."""
+_STATE_BYTES, _FROZEN_BYTES = 12, 4
+"""Of a parameter in a checkpoint: its master weight and two moments; of one that is not trained the weight alone."""
 
 
 def estimate(
@@ -184,7 +185,7 @@ def _training(
     length = recipe.model.sequence_length
     tokens = schedule.start(steps) * length
     hours = world * seconds / 3600
-    energy = hours * accelerator.watts / 1000 * prices.pue
+    energy = hours * (prices.watts_per_gpu or accelerator.watts) / 1000 * prices.pue
     asked = [(prices.per_gpu_hour, hours), (prices.per_kwh, energy)]
     known = [price * amount for price, amount in asked if price is not None]
     per_token = flops.matmul / (recipe.batch.global_batch_size * length)
@@ -200,7 +201,8 @@ def _training(
 
 
 def _checkpoint(recipe: Recipe, kind: Family, world: int, steps: int, storage: float | None) -> Checkpoint:
-    bytes_ = _STATE_BYTES * kind.parameter_count(recipe.model)
+    still = frozen(recipe.model)
+    bytes_ = _STATE_BYTES * (kind.parameter_count(recipe.model) - still) + _FROZEN_BYTES * still
     every = recipe.checkpoint.every
     return Checkpoint(
         bytes=bytes_,
@@ -212,11 +214,11 @@ def _checkpoint(recipe: Recipe, kind: Family, world: int, steps: int, storage: f
 
 def _why_not(stages: tuple[StageEstimate, ...], accelerator: Accelerator) -> str:
     fullest = max(stages, key=lambda stage: stage.memory.peak)
-    if fullest.memory.peak <= accelerator.memory_bytes:
+    if fullest.memory.peak <= accelerator.usable_bytes:
         return ""
     return (
-        f"stage {fullest.stage} needs {size(fullest.memory.peak)} a rank, and {accelerator.name} has "
-        f"{size(accelerator.memory_bytes)}"
+        f"stage {fullest.stage} needs {size(fullest.memory.peak)} a rank, and of {accelerator.name}'s "
+        f"{size(accelerator.memory_bytes)} a plan may fill {size(accelerator.usable_bytes)}"
     )
 
 
@@ -228,6 +230,10 @@ def _assumptions(accelerator: Accelerator, efficiency: Efficiency, habits: Habit
     found.append(
         f"of these rates a whole step keeps up {efficiency.sustained:.0%}, as it does in published runs; reading data, "
         "validation, checkpoints that hold up training, failures and restarts are not counted"
+    )
+    found.append(
+        f"memory: a step's fullest moment by formula, within 5 % of the live tensors of real steps; {ON_TOP}, "
+        f"for which {100 * RESERVE:.0f} % of a GPU's memory is kept back"
     )
     if habits.source:
         found.append(f"overlap: {habits.source}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launcher.plan.figures import Estimate
+from launcher.plan.terms import digits, seconds
 from launcher.tables import size
 from modeling.registry import family
 
@@ -26,7 +27,7 @@ def facts(estimate: Estimate) -> list[Fact]:
         Fact("FLOPs a step", _operations(estimate)),
         Fact("pace", _pace(estimate)),
         Fact("training", f"{_length(estimate)} in {training.steps:,} steps: {days(training.days)}"),
-        Fact("compute", f"{training.petaflop_s_days:,.4g} petaflop/s-days, {training.gpu_hours:,.0f} GPU-hours"),
+        Fact("compute", f"{digits(training.petaflop_s_days, 4)} petaflop/s-days, {training.gpu_hours:,.0f} GPU-hours"),
         Fact("energy", _energy(estimate)),
         Fact("cost", _cost(estimate)),
         Fact("checkpoint", _checkpoint(estimate)),
@@ -52,7 +53,7 @@ def large(count: float) -> str:
     """A count with three digits and a word: 1.5 billion."""
     for unit, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
         if count >= 0.9995 * unit:
-            return f"{count / unit:.3g} {name}"
+            return f"{digits(count / unit)} {name}"
     return f"{count:,.0f}"
 
 
@@ -60,8 +61,8 @@ def operations(count: float) -> str:
     """Floating-point operations with three digits: 4.51 EFLOP."""
     for unit, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T")):
         if count >= 0.9995 * unit:
-            return f"{count / unit:,.3g} {letter}FLOP" if count < 1000 * unit else f"{count / unit:,.0f} {letter}FLOP"
-    return f"{count / 1e9:.3g} GFLOP"
+            return f"{digits(count / unit)} {letter}FLOP"
+    return f"{digits(count / 1e9)} GFLOP"
 
 
 def _operations(estimate: Estimate) -> str:
@@ -78,16 +79,20 @@ def _operations(estimate: Estimate) -> str:
 
 def pace(estimate: Estimate) -> str:
     """Tokens, or pairs, a second."""
+    count, unit = rate(estimate)
+    return f"{count:,.0f} {unit}"
+
+
+def rate(estimate: Estimate) -> tuple[float, str]:
+    """How many a second, and of what: tokens/s or pairs/s."""
     if family(estimate.family).reads == "pairs":
-        return f"{estimate.tokens_per_second / estimate.sequence_length:,.0f} pairs/s"
-    return f"{estimate.tokens_per_second:,.0f} tokens/s"
+        return estimate.tokens_per_second / estimate.sequence_length, "pairs/s"
+    return estimate.tokens_per_second, "tokens/s"
 
 
 def _pace(estimate: Estimate) -> str:
-    pairs = family(estimate.family).reads == "pairs"
-    each = estimate.tokens_per_second / estimate.world_size / (estimate.sequence_length if pairs else 1)
-    day = estimate.tokens_per_day / (estimate.sequence_length if pairs else 1)
-    return f"{pace(estimate)} ({each:,.0f} a GPU), {large(day)} a day"
+    count, _ = rate(estimate)
+    return f"{pace(estimate)} ({count / estimate.world_size:,.0f} a GPU), {large(86400 * count)} a day"
 
 
 def _length(estimate: Estimate) -> str:
@@ -97,11 +102,17 @@ def _length(estimate: Estimate) -> str:
 
 
 def _energy(estimate: Estimate) -> str:
-    kwh, watts = estimate.training.energy_kwh, estimate.accelerator.watts
-    amount = f"{kwh / 1000:,.4g} MWh" if kwh >= 1000 else f"{kwh:,.3g} kWh"
-    return f"{amount} at the boards' {watts:,.0f} W" + (
-        "" if estimate.prices.pue == 1 else f" x PUE {estimate.prices.pue:g}"
-    )
+    prices, kwh = estimate.prices, estimate.training.energy_kwh
+    pue = "" if prices.pue == 1 else f" x PUE {prices.pue:g}"
+    if prices.watts_per_gpu is not None:
+        return f"{energy_of(kwh)} at {digits(prices.watts_per_gpu)} W a GPU{pue}"
+    boards = f"{energy_of(kwh)} at the boards' {estimate.accelerator.watts:,.0f} W{pue}"
+    return f"{boards}, hosts left out: give --watts-per-gpu"
+
+
+def energy_of(kwh: float) -> str:
+    """Energy with four digits."""
+    return f"{digits(kwh / 1000, 4)} MWh" if kwh >= 1000 else f"{digits(kwh, 4)} kWh"
 
 
 def _cost(estimate: Estimate) -> str:
@@ -115,7 +126,7 @@ def _checkpoint(estimate: Estimate) -> str:
     said = f"{size(made.bytes)} in {made.files:,} files, written {made.per_run:,} times"
     if made.write_seconds is None:
         return f"{said} (how fast: give --storage-bandwidth)"
-    return f"{said}, in {made.write_seconds:,.3g} s each"
+    return f"{said}, in {seconds(made.write_seconds)} each"
 
 
 def _data(estimate: Estimate) -> str:

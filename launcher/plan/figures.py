@@ -11,12 +11,14 @@ from training.memory import RankMemory
 
 @dataclass(frozen=True)
 class Prices:
-    """What the user pays. Nothing is assumed but that power without a PUE is the boards' alone."""
+    """What the user pays. Nothing is assumed but that what is not given of power is the boards' alone."""
 
     per_gpu_hour: float | None = None
     per_kwh: float | None = None
     pue: float = 1.0
-    """Power usage effectiveness: of the whole site over that of the accelerators."""
+    """Power usage effectiveness: energy of the whole site over that of its computers (ISO/IEC 30134-2), 1 or more."""
+    watts_per_gpu: float | None = None
+    """Of a GPU with its share of the host, the network and the storage; None: of the board alone, at most."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +103,14 @@ class Training:
     """Of `Flops.matmul`, as Brown et al. 2020 count: 8.64e19 operations each."""
     gpu_hours: float
     energy_kwh: float
-    """At the boards' full power, times the PUE given."""
+    """At the power a GPU that is given, or else at the boards' full power, times the PUE given."""
     cost: float | None
     """None without prices."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint: masters and two moments in fp32, 12 bytes a parameter."""
+    """One checkpoint: masters and two moments in fp32, 12 bytes a parameter; of what is not trained 4."""
 
     bytes: int
     files: int

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from launcher.errors import UserError
 from training.metrics.mfu import peak_flops
 
+RESERVE = 0.05
+"""Of the memory, kept back in a plan for what no formula counts (launcher.dry_run.ON_TOP): our choice, not measured."""
+
 
 @dataclass(frozen=True)
 class Accelerator:
@@ -32,6 +35,11 @@ class Accelerator:
     watts: float
     """Of the board, at most."""
     source: str
+
+    @property
+    def usable_bytes(self) -> float:
+        """What a plan may fill."""
+        return (1 - RESERVE) * self.memory_bytes
 
 
 def _of(name: str, device: str, generation: str, **figures: float | str) -> Accelerator:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from data_pipeline.report.markup import Html, element, join
 from data_pipeline.report.tables import heads, number
 from launcher.plan.search import Proposal, Search
-from launcher.plan.show import SEARCH_HEADS, search_row
+from launcher.plan.show import search_heads, search_row
 from launcher.tables import cell
 
 
 def layouts(found: Search) -> Html:
     """A body for each proposal: its figures, and under them why it loses and its overrides."""
     bodies = [_body(place, one) for place, one in enumerate(found.proposals, 1)]
-    head = [(name, "number" if place > 0 else "") for place, name in enumerate(SEARCH_HEADS)]
+    head = [
+        (name, "number" if place > 0 else "") for place, name in enumerate(search_heads(found.proposals[0].estimate))
+    ]
     whole = element("table", element("caption", "The fastest layouts"), heads(head), join(*bodies), class_="layouts")
     return element("div", whole, class_="scroll", role="region", aria_label="The fastest layouts", tabindex="0")
 

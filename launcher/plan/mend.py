@@ -50,6 +50,8 @@ def _changes(job: Job) -> list[Candidate]:
     if layout.tensor > 1 and not layout.sequence:
         changed.append(replace(here, parallel=replace(layout, sequence=True)))
     changed += [replace(here, parallel=replace(layout, zero_stage=n)) for n in (1, 2, 3) if n > layout.zero_stage]
+    if not layout.offload_optimizer:
+        changed.append(replace(here, parallel=replace(layout, offload_optimizer=True)))
     wider = [n for n in divisors(job.cluster.ranks_per_node) if n > layout.tensor][:1]
     changed += [replace(here, parallel=replace(layout, tensor=n, sequence=n > 1 and layout.sequence)) for n in wider]
     deeper = [n for n in divisors(ranks // layout.tensor) if n > layout.pipeline]

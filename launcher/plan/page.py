@@ -11,14 +11,14 @@ from data_pipeline.report.tables import number, row, table
 from launcher.dry_run import axes
 from launcher.plan.bars import memory_bars
 from launcher.plan.colours import STYLE
-from launcher.plan.facts import days, facts, large, pace, percent
+from launcher.plan.facts import days, energy_of, facts, large, pace, percent
 from launcher.plan.figures import Estimate
 from launcher.plan.layouts import layouts
 from launcher.plan.mend import Mend
 from launcher.plan.reasons import peak
 from launcher.plan.search import Search
-from launcher.plan.show import alike, fit, least_gpus, of_limit, own_place, shown, split, tried
-from launcher.plan.terms import MEMORY, TERMS, seconds
+from launcher.plan.show import fit, least_gpus, memory_rows, own_place, split, tried
+from launcher.plan.terms import TERMS, seconds
 from launcher.plan.timeline import time_line
 from launcher.tables import size
 
@@ -74,9 +74,7 @@ def _facts(estimate: Estimate) -> Html:
 
 def _tiles(estimate: Estimate) -> list[tuple[str, str, str]]:
     training, limit = estimate.training, estimate.accelerator.memory_bytes
-    energy = (
-        f"{training.energy_kwh / 1000:,.3g} MWh" if training.energy_kwh >= 1000 else f"{training.energy_kwh:,.3g} kWh"
-    )
+    energy = energy_of(training.energy_kwh)
     cost = ("GPU-hours", f"{training.gpu_hours:,.0f}", energy)
     if training.cost is not None:
         cost = ("Cost", f"{training.cost:,.0f}", f"{training.gpu_hours:,.0f} GPU-hours, {energy}")
@@ -129,13 +127,9 @@ def _memory_lead(estimate: Estimate) -> str:
 
 
 def _memory_table(estimate: Estimate) -> Html:
-    limit = estimate.accelerator.memory_bytes
-    rows = [
-        row(name, number(f"{run[0].parameters:,}"), *map(number, shown(run)), number(of_limit(run, limit)))
-        for name, run in alike(estimate)
-    ]
-    head = [("A rank of", ""), *((name, "number") for name in ("parameters", *MEMORY, "peak", f"of {size(limit)}"))]
-    return table("Memory of a rank by stage", head, rows)
+    heads, rows = memory_rows(estimate)
+    head = [("A rank of", ""), *((name, "number") for name in heads)]
+    return table("Memory of a rank by stage", head, [row(name, *map(number, others)) for name, *others in rows])
 
 
 def _line_lead(estimate: Estimate) -> str:

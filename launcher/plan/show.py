@@ -9,9 +9,11 @@ from itertools import groupby, zip_longest
 from typing import Any
 
 from launcher.dry_run import axes
-from launcher.plan.facts import Fact, facts
+from launcher.plan.facts import Fact, facts, rate
 from launcher.plan.figures import Estimate, StageEstimate
+from launcher.plan.hardware import RESERVE
 from launcher.plan.mend import Mend
+from launcher.plan.reasons import peak
 from launcher.plan.search import Proposal, Search
 from launcher.plan.terms import MEMORY, TERMS, seconds
 from launcher.tables import UNITS, size, table
@@ -86,33 +88,38 @@ def _range(values: Sequence[int]) -> str:
 
 def memory_table(estimate: Estimate) -> str:
     """A row for each run of stages that are alike."""
+    heads, rows = memory_rows(estimate)
+    return table(["memory a rank", *heads], rows)
+
+
+def memory_rows(estimate: Estimate) -> tuple[list[str], list[list[str]]]:
+    """Heads without the first, and rows with the names of stages first; what is on the host where something is."""
     limit = estimate.accelerator.memory_bytes
     host = any(stage.memory.host for stage in estimate.stages)
     rows = []
     for name, run in alike(estimate):
         on_host = [_range([stage.memory.host for stage in run])] if host else []
-        rows.append([name, run[0].parameters, *shown(run), of_limit(run, limit), *on_host])
-    heads = [
-        "memory a rank",
-        "parameters",
-        *MEMORY,
-        "peak",
-        f"of {size(limit)}".replace(".0 ", " "),
-        *(["on the host"] if host else []),
-    ]
-    return table(heads, rows)
+        rows.append([name, f"{run[0].parameters:,}", *shown(run), of_limit(run, limit), *on_host])
+    of = f"of {size(limit)}".replace(".0 ", " ")
+    return ["parameters", *MEMORY, "peak", of, *(["on the host"] if host else [])], rows
 
 
 def fit(estimate: Estimate, mends: Sequence[Mend] = ()) -> list[str]:
     """Whether it fits, and what would make it."""
-    limit, staged = estimate.accelerator.memory_bytes, len(estimate.stages) > 1
+    limit, usable = estimate.accelerator.memory_bytes, estimate.accelerator.usable_bytes
+    staged = len(estimate.stages) > 1
     fullest = max(estimate.stages, key=lambda stage: stage.memory.peak)
     most, moment = fullest.memory.peak, fullest.memory.moment
     if estimate.fits:
         where = f"stage {fullest.stage}, in {moment}" if staged else f"in {moment}"
-        return [f"fits: {size(limit - most)} are free at the peak ({where})"]
+        return [
+            f"fits: {size(usable - most)} are free at the peak ({where}) beside the {size(limit - usable)} kept back"
+        ]
     who = f"a rank of stage {fullest.stage}" if staged else "a rank"
-    found = [f"DOES NOT FIT: {who} needs {size(most)} in {moment}, and {estimate.accelerator.name} has {size(limit)}"]
+    found = [
+        f"DOES NOT FIT: {who} needs {size(most)} in {moment}; of {estimate.accelerator.name}'s {size(limit)} "
+        f"{size(limit - usable)} are kept back"
+    ]
     if mends:
         found += [
             "would fit:",
@@ -144,7 +151,7 @@ def beside(left: str, right: str, gap: int = 4) -> list[str]:
     """Two blocks next to each other, the right one wrapped to what is left of the width."""
     left_lines = left.splitlines()
     width = max(map(len, left_lines))
-    room = WIDTH - width - gap
+    room = max(WIDTH - width - gap, 40)  # enough for a word, however wide a number is
     right_lines = [part for line in right.splitlines() for part in _hanging(line, room)]
     both = zip_longest(left_lines, right_lines, fillvalue="")
     return [f"{one:{width + gap}}{other}".rstrip() for one, other in both]
@@ -173,7 +180,8 @@ def search_lines(found: Search, asked: str) -> list[str]:
     said = [*wrapped(tried(found)), ""]
     if found.nearest is not None:
         return [*said, *nearest(found.nearest, asked)]
-    said += [table(SEARCH_HEADS, [search_row(place, one.estimate) for place, one in enumerate(found.proposals, 1)])]
+    heads = search_heads(found.proposals[0].estimate)
+    said += [table(heads, [search_row(place, one.estimate) for place, one in enumerate(found.proposals, 1)])]
     if found.own is not None:
         said += ["", *wrapped(own_place(found))]
     said += ["", "each loses to the one before by"]
@@ -184,10 +192,10 @@ def search_lines(found: Search, asked: str) -> list[str]:
     return said
 
 
-SEARCH_HEADS = (
-    *("", "TP", "PP", "VPP", "DP", "micro-batch", "recompute", "ZeRO", "SP"),
-    *("memory a rank", "bubble", "MFU", "tokens/s", "a step"),
-)
+def search_heads(estimate: Estimate) -> list[str]:
+    """Of the columns of `search_row`."""
+    layout = ["", "TP", "PP", "VPP", "DP", "micro-batch", "recompute", "ZeRO", "SP"]
+    return [*layout, "memory a rank", "bubble", "MFU", rate(estimate)[1], "a step"]
 
 
 def search_row(place: int, estimate: Estimate) -> list[object]:
@@ -202,10 +210,10 @@ def search_row(place: int, estimate: Estimate) -> list[object]:
         estimate.recompute,
         layout.zero_stage,
         layout.sequence,
-        size(max(stage.memory.peak for stage in estimate.stages)),
+        size(peak(estimate)),
         f"{100 * step.bubble_seconds / step.total_seconds:.1f} %",
         f"{100 * estimate.mfu:.1f} %",
-        round(estimate.tokens_per_second),
+        round(rate(estimate)[0]),
         seconds(step.total_seconds),
     ]
 
@@ -225,9 +233,9 @@ def own_place(found: Search) -> str:
 
 def nearest(one: Proposal, asked: str) -> list[str]:
     """What is said where nothing fits."""
-    found, limit = one.estimate, one.estimate.accelerator.memory_bytes
+    found, usable = one.estimate, one.estimate.accelerator.usable_bytes
     return [
-        f"NOTHING FITS. The nearest is short of {size(max(s.memory.peak for s in found.stages) - limit)} a rank:",
+        f"NOTHING FITS. The nearest is short of {size(peak(found) - usable)} a rank:",
         *headline(found)[1:],
         "",
         memory_table(found),
@@ -238,20 +246,27 @@ def nearest(one: Proposal, asked: str) -> list[str]:
 
 
 def least_gpus(estimate: Estimate) -> str:
-    """A bound that no layout gets around: one copy of weights, gradients and optimizer's state must lie somewhere."""
-    limit, layout = estimate.accelerator.memory_bytes, estimate.parallel
+    """A bound that no layout of the search gets around: one copy of weights, gradients and optimizer's state must lie
+    somewhere.
+    """
+    gpu, layout = estimate.accelerator, estimate.parallel
     kept = sum(s.memory.weights + s.memory.gradients for s in estimate.stages) * layout.tensor
     kept += sum(s.memory.optimizer for s in estimate.stages) * layout.tensor * estimate.replicas
-    gpus = math.ceil(kept / limit)
+    gpus = math.ceil(kept / gpu.usable_bytes)
+    away = layout.offload_optimizer
+    state = "and gradients" if away else "and gradients with the optimizer's state"
+    instead = "" if away else ", or the hosts' with --parallel.offload_optimizer true (it takes no pipeline)"
     return (
-        f"One copy of its weights and gradients with the optimizer's state is {size(kept)}: {gpus:,} GPUs of "
-        f"{size(limit)} at least, and activations come on top. Take more --nodes, or a --gpu with more memory."
+        f"One copy of its weights {state} is {size(kept)}: {gpus:,} GPUs at least, of {size(gpu.memory_bytes)} with "
+        f"{size(gpu.memory_bytes - gpu.usable_bytes)} kept back, and activations come on top. Take more --nodes, or a "
+        f"--gpu with more memory{instead}."
     )
 
 
 def tried(found: Search) -> str:
     """How many layouts there were, and what a start would refuse, in a sentence or two."""
-    said = f"{found.legal:,} legal layouts: {found.fitting:,} fit, {found.legal - found.fitting:,} do not."
+    do_not, kept = found.legal - found.fitting, f"{100 * RESERVE:.0f} % of memory kept back"
+    said = f"{found.legal:,} legal layouts: {found.fitting:,} fit, {do_not:,} do not ({kept})."
     ordered = sorted(found.refused.items(), key=lambda one: -one[1])
     refused = ", ".join(f"{number:,} ({why})" for why, number in ordered)
     return f"{said} Refused: {refused}." if refused else said

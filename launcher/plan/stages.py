@@ -100,6 +100,12 @@ def _compute(
     return compute_seconds(work, trained, device)
 
 
+def frozen(config: Any) -> int:
+    """Parameters, and running statistics, of a whole model that are not trained."""
+    _, numel, trained = _footprint(_Model(config), _Axes(1, 1, 1, False), 0, "none")
+    return numel - trained
+
+
 def whole_model(config: Any, recompute: str) -> Work:
     """One sample through the model as one rank would compute it."""
     return _whole_model(_Model(config), recompute)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -32,10 +33,19 @@ MEMORY = ("weights", "gradients", "optimizer", "activations", "logits", "buffers
 """Of `training.memory.RankMemory`: the parts of a rank's peak, in the order in which they are shown."""
 
 
+def digits(value: float, count: int = 3) -> str:
+    """`count` significant digits, whole numbers beyond them with thousands apart; never with an exponent."""
+    if abs(value) >= 10**count - 0.5:
+        return f"{value:,.0f}"
+    if not 0 < abs(value) < 1e-4:
+        return f"{value:.{count}g}"
+    return f"{value:.{count - 1 - math.floor(math.log10(abs(value)))}f}".rstrip("0")
+
+
 def seconds(value: float) -> str:
     """Seconds with three digits: 21.3 s, 940 ms, 41 us."""
     for unit, name in ((1.0, "s"), (1e-3, "ms")):
         if abs(value) >= 0.9995 * unit:
             shown = value / unit
-            return f"{shown:.{0 if shown >= 99.95 else 1 if shown >= 9.995 else 2}f} {name}"
+            return f"{shown:,.{0 if shown >= 99.95 else 1 if shown >= 9.995 else 2}f} {name}"
     return f"{value * 1e6:.0f} us" if value else "0 s"

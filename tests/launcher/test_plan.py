@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from hashlib import sha256
@@ -12,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from launcher import cli
-from launcher.sources import SHIPPED, shipped_names
+from launcher.dry_run import check_anywhere
+from launcher.job import load_job
+from launcher.sources import SHIPPED, find_recipe, shipped_names
 from tests.data_pipeline.shard_sets import write_set
 
 
@@ -71,10 +75,13 @@ def test_json_is_all_of_it_in_si_units(capsys: pytest.CaptureFixture[str]) -> No
     parts = [value for key, value in step.items() if key != "total_seconds" and "overlapped" not in key]
     assert sum(parts) == pytest.approx(step["total_seconds"])
     assert [stage["stage"] for stage in stages] == list(range(document["parallel"]["pipeline"]))
-    for stage in stages:
-        memory = stage["memory"]
-        kept = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
-        assert memory["peak"] == sum(memory[part] for part in kept)
+    for stage in stages:  # bf16 weights, fp32 gradients, and 12 bytes of state that the replicas divide
+        memory, numel = stage["memory"], stage["parameters"]
+        assert memory["weights"] == pytest.approx(2 * numel, rel=1e-3)
+        assert memory["optimizer"] == pytest.approx(12 * numel / document["replicas"], rel=1e-3)
+        assert 0 < memory["gradients"] < 4.4 * numel
+        assert memory["peak"] > memory["weights"] + memory["optimizer"] + memory["activations"]
+    assert document["accelerator"]["usable_bytes"] == 0.95 * document["accelerator"]["memory_bytes"]
     assert document["training"]["cost"] is None and document["checkpoint"]["write_seconds"] is None
 
 
@@ -117,7 +124,11 @@ def test_slower_network_costs_what_crosses_it(capsys: pytest.CaptureFixture[str]
 
 def test_predictions_stand_beside_published_runs(capsys: pytest.CaptureFixture[str]) -> None:
     said = planned(capsys, "--published")
-    assert "OPT-175B" in said and "BLOOM-176B" in said and "held out: error" in said
+    assert "OPT-175B" in said and "BLOOM-176B" in said
+    rows = json.loads(planned(capsys, "--published", "--json"))["published"]
+    for row in rows:
+        assert row["error"] == pytest.approx(row["predicted_seconds"] / row["run"]["seconds"] - 1)
+        assert row["run"]["name"] in said
 
 
 REFUSED: list[tuple[list[str], str]] = [
@@ -127,8 +138,15 @@ REFUSED: list[tuple[list[str], str]] = [
     (["clip-vit-b-32", "--parallel.pipeline", "2"], "two towers are not divided into stages"),
     (["gpt3-125m", "--gpu", "h1000"], "--gpu h1000 is not known; there are "),
     (["gpt3-126m"], "did you mean gpt3-125m?"),
-    (["gpt3-125m", "--nodes", "0"], "--nodes: 0 is not 1 or more"),
-    (["gpt3-125m", "--pue", "-1"], "--pue: -1 is not above 0"),
+    (["gpt3-125m", "--nodes", "0"], "--nodes: 0 is no whole number from 1 to 1,000,000"),
+    (["gpt3-125m", "--pue", "-1"], "--pue: -1 is not 1 or more"),
+    (["gpt3-125m", "--pue", "0.5"], "a site takes what its computers take, at least"),
+    (["gpt3-125m", "--nodes", "1.5"], "--nodes: 1.5 is no whole number from 1 to 1,000,000"),
+    (["gpt3-125m", "--price-per-kwh", "cheap"], "--price-per-kwh: cheap is no number"),
+    (["gpt3-125m", "--price-per-gpu-hour", "1e308"], "1e308 is not between 0.000001 and 1,000,000,000"),
+    (["gpt3-125m", "--network-bandwidth", "nan"], "nan is not between"),
+    (["gpt3-125m", "--search", "--html", "nowhere/plan.html"], "there is no folder nowhere; make it first"),
+    (["gpt3-125m", "--published"], "--published is no plan: leave out RECIPE"),
     (["gpt3-125m", "--parallel.tensors", "2"], "parallel.tensor"),
     ([], "the following arguments are required: RECIPE"),
     (["demo"], "say --model.vocab_size"),
@@ -167,6 +185,60 @@ def test_a_runs_folder_is_planned_as_its_recipe_stands(capsys: pytest.CaptureFix
     run.mkdir(parents=True)
     (run / "recipe.yaml").write_text(capsys.readouterr().out)
     assert planned(capsys, str(run)) == planned(capsys, "gpt3-1.3b")
+
+
+def test_command_that_is_printed_is_one_that_can_start(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["gpt3-1.3b", "--cluster.nodes", "4", "--cluster.min_nodes", "2"]
+    document = json.loads(planned(capsys, *words, "--nodes", "1", "--search", "--json"))["search"]
+    command = document["command"].split()
+    assert command[:3] == ["trestle", "train", "gpt3-1.3b"]
+    assert command[-4:] == ["--cluster.nodes", "1", "--cluster.min_nodes", "1"]
+    for one in document["proposals"]:
+        check_anywhere(load_job(find_recipe(command[2]), [*command[3:], *one["overrides"].split()]))
+    # A run that has checkpoints cannot be started again, but goes on.
+    run = tmp_path / "runs" / "first"
+    (run / "checkpoints").mkdir(parents=True)
+    assert cli.main(["plan", "gpt3-125m", "--print_config"]) == 0
+    (run / "recipe.yaml").write_text(capsys.readouterr().out)
+    for made, verb in ((False, "train"), (True, "resume")):
+        if made:
+            (run / "checkpoints" / "step-00000010").mkdir()
+        said = json.loads(planned(capsys, "runs/first", "--nodes", "2", "--search", "--json"))["search"]["command"]
+        assert said == f"trestle {verb} runs/first --cluster.nodes 2"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["gpt3-175b", "--nodes", "256", "--network-bandwidth", "1e-6", "--storage-bandwidth", "1e-6"],
+        ["gpt3-175b", "--watts-per-gpu", "1e9", "--price-per-gpu-hour", "1e9", "--storage-bandwidth", "1"],
+        ["demo", "--model.vocab_size", "300", "--training.steps", "25", "--optimizer.warmup", "5"],
+    ],
+)
+def test_numbers_are_written_out_however_large_or_small(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    said = planned(capsys, *words, "--html", "plan.html")
+    page = re.sub("<[^>]*>", " ", Path("plan.html").read_text())
+    for text in (said, page):
+        assert not re.search(r"\d[eE][+-]\d", text)
+
+
+def test_pairs_are_the_pace_of_a_search_as_of_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    said = planned(capsys, "clip-vit-b-32", "--search", "--html", "plan.html")
+    head, first = next((a, b) for a, b in itertools.pairwise(said.splitlines()) if a.endswith("a step"))
+    assert "pairs/s" in head and "tokens/s" not in said
+    document = json.loads(planned(capsys, "clip-vit-b-32", "--search", "--json"))["search"]["proposals"][0]["plan"]
+    a_second = document["global_batch_size"] / document["step"]["total_seconds"]
+    assert int(first.split()[-3].replace(",", "")) == pytest.approx(a_second, rel=1e-3)
+    assert "pairs/s" in Path("plan.html").read_text()
+
+
+def test_what_lies_on_the_host_is_shown_everywhere_and_is_a_way_to_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["gpt3-2.7b", "--nodes", "1", "--gpus-per-node", "1", "--gpu", "a100-40gb", "--batch.ramp", "null"]
+    words += ["--parallel.tensor", "1", "--parallel.sequence", "false"]
+    said = planned(capsys, *words, "--batch.micro_batch_size", "1")
+    assert "--parallel.offload_optimizer true  (" in said
+    away = planned(capsys, *words, "--parallel.offload_optimizer", "true", "--html", "plan.html")
+    assert "on the host" in away and "on the host" in Path("plan.html").read_text()
 
 
 def test_page_stands_alone_and_names_what_it_shows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -192,6 +192,8 @@ def test_energy_cost_and_checkpoints_are_what_is_given_times_what_is_planned() -
     assert found.training.energy_kwh == pytest.approx(0.7 * hours)
     paid = estimate(job, H100, prices=Prices(per_gpu_hour=2.0, per_kwh=0.1, pue=1.25), storage_bandwidth=5e9)
     assert paid.training.energy_kwh == pytest.approx(1.25 * 0.7 * hours)
+    with_hosts = estimate(job, H100, prices=Prices(pue=1.25, watts_per_gpu=1275.0))
+    assert with_hosts.training.energy_kwh == pytest.approx(1.25 * 1.275 * hours)
     assert paid.training.cost == pytest.approx(2.0 * hours + 0.1 * paid.training.energy_kwh)
     assert paid.checkpoint.bytes == 12 * found.parameters
     assert paid.checkpoint.write_seconds == pytest.approx(12 * found.parameters / 5e9)
@@ -201,8 +203,25 @@ def test_energy_cost_and_checkpoints_are_what_is_given_times_what_is_planned() -
 def test_a_stage_that_does_not_fit_is_named() -> None:
     found = estimate(decoder("gpt3-13b", parallel={"tensor": 1}), H100)
     assert not found.fits
-    assert found.why_not.startswith("stage 0 needs ") and found.why_not.endswith("h100 has 80.0 GB")
+    assert found.why_not.startswith("stage 0 needs ") and found.why_not.endswith("80.0 GB a plan may fill 76.0 GB")
     assert estimate(decoder("gpt3-125m"), H100).fits
+
+
+def test_what_fills_a_gpu_to_the_brim_does_not_fit() -> None:
+    job = decoder("gpt3-125m")
+    most = estimate(job, H100).stages[0].memory.peak
+    assert not estimate(job, replace(H100, memory_bytes=1.04 * most)).fits
+    assert estimate(job, replace(H100, memory_bytes=1.06 * most)).fits
+
+
+def test_a_tower_that_is_locked_has_no_moments_in_a_checkpoint() -> None:
+    free, locked = (
+        decoder("clip-vit-b-32", model={"lock_image": flag}, batch={"global_batch_size": 8192, "micro_batch_size": 256})
+        for flag in (False, True)
+    )
+    whole, kept = (estimate(job, H100).checkpoint.bytes for job in (free, locked))
+    image = 87_849_216  # ViT-B/32: 32 x 32 patches of 3 colours, 50 places, 12 layers of 768, a projection to 512
+    assert whole - kept == 8 * image
 
 
 def test_a_plan_of_1024_ranks_takes_milliseconds_and_no_torch() -> None:
