@@ -99,7 +99,7 @@ def parser() -> Parser:
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if arguments.published:
-        return _published(arguments)
+        return _published(arguments, overrides)
     if arguments.recipe is None:
         raise UserError("the following arguments are required: RECIPE; see `trestle plan --help`")
     if arguments.html is not None:
@@ -125,10 +125,11 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _published(arguments: argparse.Namespace) -> int:
+def _published(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Predictions beside published runs. Raises UserError for what says something about a plan."""
-    if arguments.recipe is not None or arguments.search or arguments.html is not None:
-        raise UserError("--published is no plan: leave out RECIPE, --search and --html")
+    of_a_plan = ("recipe", "nodes", "gpus_per_node", "search", "html", "efficiency")
+    if overrides or any(getattr(arguments, name) for name in of_a_plan):
+        raise UserError("--published is no plan: leave out RECIPE and all options but --json")
     if arguments.json:
         rows = [{**asdict(row), "error": row.error} for row in published.rows()]
         print(json.dumps({"published": rows}, indent=1, allow_nan=False))

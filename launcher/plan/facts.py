@@ -117,7 +117,7 @@ def energy_of(kwh: float) -> str:
 
 def _cost(estimate: Estimate) -> str:
     if estimate.training.cost is None:
-        return "unknown: give --price-per-gpu-hour, or --price-per-kwh with --pue"
+        return "unknown: give --price-per-gpu-hour, or --price-per-kwh with --watts-per-gpu and --pue"
     return f"{estimate.training.cost:,.0f}, in the currency of the prices given"
 
 

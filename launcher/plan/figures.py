@@ -153,7 +153,7 @@ class Estimate:
     checkpoint: Checkpoint
     fits: bool
     why_not: str
-    """The stage that is too large, and by how much; empty if all fit."""
+    """The stage that is larger than `Accelerator.usable_bytes`, and by how much; empty if all fit."""
     epochs: dict[str, float] | None = None
     """How often each corpus is read; None where no shards are at hand."""
     assumptions: tuple[str, ...] = field(default=())
