@@ -117,8 +117,8 @@ def fit(estimate: Estimate, mends: Sequence[Mend] = ()) -> list[str]:
         ]
     who = f"a rank of stage {fullest.stage}" if staged else "a rank"
     found = [
-        f"DOES NOT FIT: {who} needs {size(most)} in {moment}, and of {estimate.accelerator.name}'s {size(limit)} a plan "
-        f"may fill {size(usable)}"
+        f"DOES NOT FIT: {who} needs {size(most)} in {moment}, and of {estimate.accelerator.name}'s {size(limit)} a "
+        f"plan may fill {size(usable)}"
     ]
     if mends:
         found += [
