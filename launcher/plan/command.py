@@ -159,7 +159,7 @@ def _train(recipe: str, overrides: Sequence[str], asked: Job, job: Job) -> str:
     """
     keys = ("nodes", "min_nodes", "ranks_per_node")
     sizes = [{f"cluster.{key}": getattr(one.cluster, key) for key in keys} for one in (asked, job)]
-    place = Path(recipe)
+    place = find_recipe(recipe)
     folder = place.parent if place.name == RECIPE_FILE else place
     words = ["resume", str(folder)] if RunFolder(folder).has_checkpoints() else ["train", recipe]
     return f"{shlex.join(['trestle', *words, *overrides])} {written(*sizes)}".rstrip()

@@ -42,7 +42,9 @@ def percent(share: float) -> str:
 
 
 def days(count: float) -> str:
-    """Days with three digits, hours below one and minutes below one of those."""
+    """Days with three digits, hours below one, minutes below one of those, then seconds."""
+    if count * 1440 < 1:
+        return seconds(86400 * count)
     for unit, name in ((1.0, "days"), (1 / 24, "hours"), (1 / 1440, "minutes")):
         if count >= unit or name == "minutes":
             return f"{count / unit:,.1f} {name}" if count / unit < 99.95 else f"{count / unit:,.0f} {name}"

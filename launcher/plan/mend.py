@@ -21,6 +21,8 @@ class Mend:
     peak_bytes: int
     """Of the fullest rank then."""
     step_seconds: float
+    host_bytes: int = 0
+    """Of a rank, on the host then."""
 
 
 def mends(job: Job, accelerator: Accelerator, **options: Any) -> list[Mend]:
@@ -36,7 +38,8 @@ def mends(job: Job, accelerator: Accelerator, **options: Any) -> list[Mend]:
             continue
         then = estimate(changed, accelerator, **options)
         if then.fits:
-            found.append(Mend(overrides(job, candidate), peak(then), then.step.total_seconds))
+            host = max(stage.memory.host for stage in then.stages)
+            found.append(Mend(overrides(job, candidate), peak(then), then.step.total_seconds, host))
     return sorted(found, key=lambda mend: mend.step_seconds)
 
 

@@ -17,7 +17,7 @@ from launcher.plan.layouts import layouts
 from launcher.plan.mend import Mend
 from launcher.plan.reasons import peak
 from launcher.plan.search import Search
-from launcher.plan.show import fit, least_gpus, memory_rows, own_place, split, tried
+from launcher.plan.show import fit, least_gpus, memory_rows, own_place, split, then, tried
 from launcher.plan.terms import TERMS, seconds
 from launcher.plan.timeline import time_line
 from launcher.tables import size
@@ -97,7 +97,7 @@ def _warning(estimate: Estimate, mends: Sequence[Mend]) -> Html | None:
             "p",
             "Would fit: ",
             element("code", mend.overrides),
-            f" ({size(mend.peak_bytes)}, {seconds(mend.step_seconds)} a step)",
+            f" ({then(mend)})",
         )
         for mend in mends
     ]

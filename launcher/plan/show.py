@@ -123,11 +123,17 @@ def fit(estimate: Estimate, mends: Sequence[Mend] = ()) -> list[str]:
     if mends:
         found += [
             "would fit:",
-            *(f"  {mend.overrides}  ({size(mend.peak_bytes)}, {seconds(mend.step_seconds)} a step)" for mend in mends),
+            *(f"  {mend.overrides}  ({then(mend)})" for mend in mends),
         ]
     else:
         found.append("no single change of the layout makes it fit; --search tries them all")
     return found
+
+
+def then(mend: Mend) -> str:
+    """What a change leads to."""
+    host = f", {size(mend.host_bytes)} on the host" if mend.host_bytes else ""
+    return f"{size(mend.peak_bytes)}{host}, {seconds(mend.step_seconds)} a step"
 
 
 def step_table(estimate: Estimate) -> str:
