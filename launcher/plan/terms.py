@@ -34,8 +34,8 @@ MEMORY = ("weights", "gradients", "optimizer", "activations", "logits", "buffers
 
 
 def digits(value: float, count: int = 3) -> str:
-    """`count` significant digits, whole numbers beyond them with thousands apart; never with an exponent."""
-    if abs(value) >= 10**count - 0.5:
+    """`count` significant digits, at least 3; from a thousand on whole numbers, thousands apart. No exponents."""
+    if abs(value) >= 999.5:
         return f"{value:,.0f}"
     if not 0 < abs(value) < 1e-4:
         return f"{value:.{count}g}"

@@ -16,6 +16,7 @@ import pytest
 from launcher import cli
 from launcher.dry_run import check_anywhere
 from launcher.job import load_job
+from launcher.plan.terms import digits
 from launcher.sources import SHIPPED, find_recipe, shipped_names
 from tests.data_pipeline.shard_sets import write_set
 
@@ -221,6 +222,12 @@ def test_numbers_are_written_out_however_large_or_small(words: list[str], capsys
     page = re.sub("<[^>]*>", " ", Path("plan.html").read_text())
     for text in (said, page):
         assert not re.search(r"\d[eE][+-]\d", text)
+
+
+def test_digits_are_significant_ones() -> None:
+    values = {0.0: "0", 0.25: "0.25", 6.502e-9: "0.0000000065", 12.345: "12.3", 999.6: "1,000", 36384.2: "36,384"}
+    assert {value: digits(value) for value in values} == values
+    assert (digits(3638.2, 4), digits(234.11, 4), digits(1e15)) == ("3,638", "234.1", "1,000,000,000,000,000")
 
 
 def test_pairs_are_the_pace_of_a_search_as_of_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
