@@ -7,7 +7,7 @@ with those that torch counts in real models. Everything here is without torch.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Attention:
     """Keys that a query sees at most; None: all (before it, if causal)."""
     gradients: bool = True
     again: bool = False
+    documents: bool = False
+    """Whether a query sees its own document alone."""
 
     def pairs(self, *, causal: bool) -> float:
         """Pairs of a query with a key. Full unless `causal`: then those that the causal mask leaves."""
@@ -55,18 +57,33 @@ class Attention:
         # Query i sees min(i + 1, width) keys.
         return self.queries * width - width * (width - 1) / 2
 
-    def tiles(self, tile: int = 128) -> float:
-        """Pairs that a kernel works on which takes queries and keys `tile` at a time, and leaves tiles out that the
-        mask hides.
+    @property
+    def masked(self) -> bool:
+        """Whether the kernel is handed a mask, as `modeling.attention` does for bands and documents: then it computes
+        every pair and hides some of them afterwards, the causal half too.
         """
-        rows, columns = -(-self.queries // tile), -(-min(self.band or self.keys, self.keys) // tile)
-        if not self.causal:
+        return self.documents or (self.band is not None and self.band < self.keys)
+
+    def tiles(self, tile: int = 128) -> float:
+        """Pairs that a kernel works on which takes queries and keys `tile` at a time, and leaves tiles out that lie
+        above the diagonal, unless it is handed a mask.
+        """
+        rows, columns = -(-self.queries // tile), -(-self.keys // tile)
+        if self.masked or not self.causal:
             return float(rows * columns * tile * tile)
         return tile * tile * (rows * columns - columns * (columns - 1) / 2)
 
     def flops(self, *, causal: bool) -> float:
         """Two products of the forward pass; backward has four (what flash kernels compute again left out)."""
-        return 4.0 * self.size * self.heads * self.count * self.pairs(causal=causal)
+        return self._flops(self.pairs(causal=causal))
+
+    @property
+    def run(self) -> float:
+        """The same of the pairs that are computed: those before a query if causal, and all under a mask."""
+        return self._flops(self.queries * self.keys if self.masked else self.pairs(causal=True))
+
+    def _flops(self, pairs: float) -> float:
+        return 4.0 * self.size * self.heads * self.count * pairs
 
 
 @dataclass(frozen=True)
@@ -106,14 +123,29 @@ class Work:
         """Operations that recomputation adds, attention left out."""
         return sum(product.flops for product in self.products if product.again)
 
-    def attention_forward(self, *, causal: bool) -> float:
-        return sum(one.flops(causal=causal) for one in self.attention)
-
     def attention_training(self, *, causal: bool) -> float:
         return sum(one.flops(causal=causal) * (3 if one.gradients else 1) for one in self.attention)
 
     def attention_recomputed(self, *, causal: bool) -> float:
         return sum(one.flops(causal=causal) for one in self.attention if one.again)
+
+    @property
+    def attention_run(self) -> float:
+        """Of forward, backward and recomputation: the pairs that kernels compute."""
+        return sum(one.run * ((3 if one.gradients else 1) + one.again) for one in self.attention)
+
+    @property
+    def attention_run_forward(self) -> float:
+        return sum(one.run for one in self.attention)
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether any attention is handed a mask."""
+        return any(one.masked for one in self.attention)
+
+    def by_document(self) -> Work:
+        """The same where every sample is several documents that do not see one another."""
+        return replace(self, attention=tuple(replace(one, documents=True) for one in self.attention))
 
 
 _PASSES = {"gelu": (2.0, 4.0), "quickgelu": (7.0, 15.0), "swiglu": (5.0, 13.0)}

@@ -20,7 +20,7 @@ from launcher.plan.data import epochs_of
 from launcher.plan.efficiency import read_efficiency
 from launcher.plan.estimate import estimate
 from launcher.plan.figures import Estimate, Prices
-from launcher.plan.hardware import ACCELERATORS, Accelerator, accelerator
+from launcher.plan.hardware import ACCELERATORS, Accelerator, accelerator, check_precision
 from launcher.plan.mend import Mend, mends
 from launcher.plan.page import render
 from launcher.plan.search import Proposal, Search, search
@@ -110,6 +110,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(asked.explained(), end="")
         return 0
     kind = accelerator(arguments.gpu)
+    check_precision(kind, asked.recipe.training.precision)
     if arguments.network_bandwidth is not None:
         kind = replace(kind, network_bandwidth=1e9 * arguments.network_bandwidth)
     job = on_hardware(asked, arguments.nodes, arguments.gpus_per_node)

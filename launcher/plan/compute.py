@@ -84,7 +84,9 @@ def _product(product: Product, device: Device) -> tuple[float, float]:
 
 def _attention(attention: Attention, device: Device) -> tuple[float, float]:
     if device.habits.flash_attention:
-        rate = device.efficiency.attention * device.peak
+        # A flash kernel takes no mask and no fp32; torch has another one for those.
+        masked = attention.masked or device.width == 4
+        rate = (device.efficiency.masked_attention if masked else device.efficiency.attention) * device.peak
         forward = 4.0 * attention.size * attention.heads * attention.tiles() * attention.count / rate
         start = attention.count * device.efficiency.start
         return forward + start, _FLASH_BACKWARD * forward + start

@@ -36,7 +36,9 @@ class Flops:
     attention_causal: float
     """Only what the causal mask leaves."""
     hardware: float
-    """`products`, `attention`, what recomputation adds to both, and a gradient cache's first pass."""
+    """What runs: `products`, attention's pairs that kernels compute (the causal half, or all under a mask of bands or
+    documents), what recomputation adds to both, and a gradient cache's first pass.
+    """
     per_token: float
     """`matmul` + `attention`, which MFU is about."""
     per_token_causal: float

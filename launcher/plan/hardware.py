@@ -137,7 +137,8 @@ _ALL = (
         network_bandwidth=50 * _GIGA,
         host_bandwidth=64 * _GIGA,
         watts=1000.0,
-        source="DGX B200 data sheet: 1,440 GB and 64 TB/s for 8, NVLink 14.4 TB/s for 8, both ways; 8 x 400 Gbit/s",
+        source="DGX B200 data sheet: 1,440 GB and 64 TB/s for 8, NVLink 14.4 TB/s for 8, both ways; 8 x 400 Gbit/s; "
+        "1,000 W at most (DGX B200 user guide, power capping)",
     ),
 )
 ACCELERATORS: dict[str, Accelerator] = {one.name: one for one in _ALL}
@@ -147,6 +148,14 @@ _ALSO = {"a100": "a100-80gb", "v100": "v100-32gb", "h100-sxm": "h100", "h200-sxm
 def of_device(name: str) -> Accelerator | None:
     """The accelerator that torch names so; None where it is not known."""
     return next((one for one in _ALL if one.device == name), None)
+
+
+def check_precision(accelerator: Accelerator, precision: str) -> None:
+    """Raises UserError where an accelerator has no units for it: torch trains there, but at a small part of the peak."""
+    if accelerator.generation == "volta" and precision == "bf16":
+        raise UserError(
+            f"{accelerator.name} has no units for bf16: plan with --training.precision fp32, or for another --gpu"
+        )
 
 
 def accelerator(name: str) -> Accelerator:

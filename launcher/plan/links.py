@@ -19,8 +19,6 @@ class Links:
     tensor: float
     data: float
     pipeline: float
-    data_in_node: int
-    """Members of a data-parallel group on one node."""
     latency: float
 
     def seconds(self, bytes_: float, bandwidth: float, collectives: float = 1.0) -> float:
@@ -41,6 +39,5 @@ def links(layout: Layout, replicas: int, gpus_per_node: int, accelerator: Accele
         tensor=inside if layout.tensor <= gpus_per_node else outside,
         data=data,
         pipeline=inside if neighbours else outside,
-        data_in_node=members,
         latency=efficiency.latency,
     )

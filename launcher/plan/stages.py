@@ -56,9 +56,9 @@ def all_stages(recipe: Recipe, device: Device, ways: Links) -> Sequence[StageTim
     kinds = {}
     for stage in like(parallel.pipeline):
         footprint, numel, trained = _footprint(model, axes, stage, "none" if alone else recompute)
-        compute = _compute(
-            model, axes, stage, recipe.batch.micro_batch_size, "attention" if alone else recompute, trained, device
-        )
+        again = "attention" if alone else recompute
+        samples, documents = recipe.batch.micro_batch_size, _documents(recipe)
+        compute = _compute(model, axes, stage, samples, again, documents, trained, device)
         kinds[stage] = stage_times(
             footprint,
             numel,
@@ -93,11 +93,16 @@ def _footprint(model: _Model, axes: _Axes, stage: int, recompute: str) -> tuple[
 
 @lru_cache(maxsize=4096)
 def _compute(
-    model: _Model, axes: _Axes, stage: int, samples: int, recompute: str, trained: int, device: Device
+    model: _Model,
+    axes: _Axes,
+    stage: int,
+    samples: int,
+    recompute: str,
+    documents: bool,
+    trained: int,
+    device: Device,
 ) -> ComputeSeconds:
-    config = model.config
-    work = family(config.family).work(config, axes.layout(), stage, samples, recompute)
-    return compute_seconds(work, trained, device)
+    return compute_seconds(_work(model, axes, stage, samples, recompute, documents), trained, device)
 
 
 def frozen(config: Any) -> int:
@@ -106,11 +111,16 @@ def frozen(config: Any) -> int:
     return numel - trained
 
 
-def whole_model(config: Any, recompute: str) -> Work:
+def whole_model(recipe: Recipe) -> Work:
     """One sample through the model as one rank would compute it."""
-    return _whole_model(_Model(config), recompute)
+    return _work(_Model(recipe.model), _Axes(1, 1, 1, False), 0, 1, recipe.training.recompute, _documents(recipe))
+
+
+def _documents(recipe: Recipe) -> bool:
+    return recipe.data.document_masks and family(recipe.model.family).reads == "text"
 
 
 @lru_cache(maxsize=64)
-def _whole_model(model: _Model, recompute: str) -> Work:
-    return family(model.config.family).work(model.config, Layout(), 0, 1, recompute)
+def _work(model: _Model, axes: _Axes, stage: int, samples: int, recompute: str, documents: bool) -> Work:
+    work = family(model.config.family).work(model.config, axes.layout(), stage, samples, recompute)
+    return work.by_document() if documents else work

@@ -46,12 +46,14 @@ def stage_times(
     """Communication of a micro-batch of `samples` added to its computation."""
     tensor = parallel.tensor
     bytes_ = 2 * (tensor - 1) / tensor * footprint.summed * samples * device.width
-    # Each layer has two sums forward and two backward, whatever their size.
-    collectives = max(1.0, sum(p.name.endswith("linear_proj.weight") for p in footprint.parameters)) * 4
+    # A layer's sums as `modeling.footprint.Layer.summed` counts them: two of them are forward's. Backward's hide first.
+    sums = 4 + parallel.sequence + {"none": 0, "selective": 1, "full": 2}[recompute]
+    layers = max(1, sum(p.name.endswith("linear_proj.weight") for p in footprint.parameters))
+    # Under sequence parallelism each sum is two collectives: one scatters, one gathers.
+    collectives = layers * sums * (2 if parallel.sequence else 1)
     sent = links.seconds(bytes_, links.tensor, collectives if tensor > 1 else 0)
     hidden = device.habits.tensor_overlap * sent
-    # A layer's sums as `modeling.footprint.Layer.summed` counts them: two of them are forward's. Backward's hide first.
-    forward = 2 / (4 + parallel.sequence + {"none": 0, "selective": 1, "full": 2}[recompute]) * sent
+    forward = 2 / sums * sent
     forward -= max(0.0, hidden - (sent - forward))
     handed = footprint.boundary * samples * device.width
     if device.habits.scatter_gather and not parallel.sequence:
