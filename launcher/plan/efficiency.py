@@ -65,8 +65,8 @@ class Efficiency:
 # tests/launcher/test_plan_efficiency.py. Ceilings are the largest rates that any shape reached, the "Maximum Achievable
 # Matmul FLOPS" of Bekman's "Machine Learning Engineering" (compute/accelerator): 794.5 of 989 TFLOP/s on H100 and H200,
 # 271.2 of 312 on A100, 1745 of 2250 on B200. `sustained` is what makes the mean error nought over the runs that
-# launcher/plan/published_runs.py marks (10 on A100, 4 on H100): the only figure here that was chosen by fitting to whole
-# steps. Some systems' habits in published_runs.py were, too, by hand.
+# launcher/plan/published_runs.py marks (10 on A100, 4 on H100): the only figure here that was chosen by fitting to
+# whole steps. Some systems' habits in published_runs.py were, too, by hand.
 _HOPPER = Efficiency(
     ceiling=0.803,
     slope=0.977,

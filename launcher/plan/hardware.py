@@ -151,7 +151,7 @@ def of_device(name: str) -> Accelerator | None:
 
 
 def check_precision(accelerator: Accelerator, precision: str) -> None:
-    """Raises UserError where an accelerator has no units for it: torch trains there, but at a small part of the peak."""
+    """Raises UserError where an accelerator has no units for it: what torch does in their place is far slower."""
     if accelerator.generation == "volta" and precision == "bf16":
         raise UserError(
             f"{accelerator.name} has no units for bf16: plan with --training.precision fp32, or for another --gpu"

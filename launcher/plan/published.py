@@ -4,13 +4,14 @@
 
 Reported is the time of a step, as it is printed or as it follows from a printed rate by the source's own formula.
 What a source does not say (micro-batch, chunks a stage) is what the planner finds fastest. A few runs chose the two
-constants `Efficiency.sustained`; all others are held out.
+constants `Efficiency.sustained`. Of others the system's habits were set by hand while their own table was looked at:
+they are no test of the planner alone. The rest is held out, and Trestle's own runs stand apart.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -50,8 +51,25 @@ class Run:
     """Nothing says how many chunks a stage has."""
     calibrates: bool = False
     """Whether it took part in choosing a constant."""
+    by_hand: bool = False
+    """Whether shares of its habits were set with its own table at hand."""
     network: float | None = None
     """Bytes a second and GPU between nodes, where it is not the usual node's."""
+
+    @property
+    def part(self) -> str:
+        """What it had to do with the planner's figures: a key of `PARTS`."""
+        if self.habits is None:
+            return "own"
+        return "chose a constant" if self.calibrates else "habits by hand" if self.by_hand else "held out"
+
+
+PARTS = {
+    "chose a constant": "runs that chose two constants",
+    "habits by hand": "runs with habits set by hand, their own table in view",
+    "held out": "runs held out",
+    "own": "runs of Trestle itself",
+}
 
 
 @dataclass(frozen=True)
@@ -120,7 +138,7 @@ def rows() -> list[Row]:
 
 
 def lines(found: Iterable[Row] | None = None) -> list[str]:
-    """A table, the errors of those that chose a constant and of all others, and the sources."""
+    """A table, the errors by what a run had to do with the planner, their spread by recomputation, and the sources."""
     found = list(rows() if found is None else found)
     cells = [
         (
@@ -131,20 +149,32 @@ def lines(found: Iterable[Row] | None = None) -> list[str]:
             row.predicted_seconds,
             f"{row.error:+.1%}",
             f"{row.mfu:.1%}",
-            "chose a constant" if row.run.calibrates else "",
+            "" if row.run.part == "held out" else row.run.part,
         )
         for row in found
     ]
     heading = ("run", "GPUs", "GPU", "reported s", "predicted s", "error", "MFU predicted", "")
     said = [table(heading, cells), ""]
-    for what, calibrates in (("that chose two constants", True), ("held out", False)):
-        errors = [abs(row.error) for row in found if row.run.calibrates == calibrates]
+    for part, what in PARTS.items():
+        errors = [abs(row.error) for row in found if row.run.part == part]
         if errors:
             said.append(
-                f"{len(errors)} runs {what}: error {statistics.mean(errors):.1%} on average, {max(errors):.1%} at most"
+                f"{len(errors)} {what}: error {statistics.mean(errors):.1%} on average, {max(errors):.1%} at most"
             )
     sources = dict.fromkeys(f"{row.run.name.split()[0]}: {row.run.source}" for row in found)
-    return [*said, "", *sources]
+    return [*said, "", *_spread(found), "", *sources]
+
+
+def _spread(found: Sequence[Row]) -> list[str]:
+    """Errors with their sign, by accelerator and by what is computed again: where the planner leans to one side."""
+    groups: dict[tuple[str, str], list[float]] = {}
+    for row in sorted(found, key=lambda row: (row.run.gpu, row.run.recompute)):
+        groups.setdefault((row.run.gpu, row.run.recompute), []).append(row.error)
+    return [
+        f"{gpu}, recompute {again}: {len(errors)} runs, {min(errors):+.1%} to {max(errors):+.1%}, "
+        f"{statistics.mean(errors):+.1%} on average (+: planned too slow)"
+        for (gpu, again), errors in groups.items()
+    ]
 
 
 if __name__ == "__main__":

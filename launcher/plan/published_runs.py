@@ -12,7 +12,9 @@ from modeling.clip.presets import PRESETS as CLIP_PRESETS
 from modeling.gpt.config import GPTConfig
 from training.config import ParallelConfig
 
-# What overlaps and what is fused is as the sources say; the shares are estimates, made with their tables at hand.
+# What overlaps and what is fused is as the sources say. Megatron's shares (half the passes, 0.3 of the kernels, 0.4 and
+# 0.8 of tensor-parallel traffic) are estimates made with its tables at hand: its runs are marked `by_hand`. FSDP's are
+# 0 or 1, as the source has it, and OPT and BLOOM take the fused kernels as Megatron's tables have them.
 _FUSED = Habits(fused_passes=0.5, fused_kernels=0.3)
 """Bias with GELU, bias with dropout and residual, and softmax, each in one kernel."""
 _UNFUSED_ATTENTION = replace(_FUSED, flash_attention=False)
@@ -76,6 +78,7 @@ def _megatron_h100() -> Iterator[Run]:
             batch=batch,
             seconds=_operations(model, batch, 3) / (gpus * rate * 1e12),
             habits=_MEGATRON_2024,
+            by_hand=True,
             free_chunks=True,
             calibrates=name in ("1.7B", "177B"),
         )
@@ -108,6 +111,7 @@ def _narayanan() -> Iterator[Run]:
             batch=batch,
             seconds=_operations(model, batch, 4) / (gpus * rate * 1e12),
             habits=_MEGATRON_2021,
+            by_hand=True,
             recompute="full",
             free_chunks=True,
         )
@@ -141,6 +145,7 @@ def _korthikanti() -> Iterator[Run]:
                 batch=batch,
                 seconds=seconds,
                 habits=_MEGATRON_2022,
+                by_hand=True,
                 micro_batch=micro,
                 recompute="full" if recompute == "full" else "selective",
                 calibrates=True,
@@ -169,6 +174,7 @@ def _megatron_2020() -> Iterator[Run]:
                 batch=batch,
                 seconds=seconds,
                 habits=_MEGATRON_2021,
+                by_hand=True,
                 micro_batch=batch,
                 recompute="full",
             )

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.efficiency --out efficiency.json            # a minute on a GPU
     python -m tests.benchmarks.efficiency --quick --peak-tflops 1.0        # seconds on a CPU, only to see that it runs
 
-Matrix products of 256 to 8192 in bf16, a copy, and causal attention forward and backward, each by itself and the device
-waited for. What a whole step keeps up of these rates (`sustained`), and collectives, are not measured: they stay the
+Matrix products of 256 to 8192 in bf16, a copy, and attention forward and backward, causal and with a mask, each by
+itself and the device waited for. What a whole step keeps up of these rates (`sustained`), and collectives, are not measured: they stay the
 default's, unless a measured step time says better (`--sustained`).
 """
 
@@ -34,7 +34,7 @@ Point = tuple[int, int, int, float]
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
 QUICK = (64, 128, 256)
-MEASURED = ("ceiling", "slope", "fill", "depth", "start", "memory", "attention")
+MEASURED = ("ceiling", "slope", "fill", "depth", "start", "memory", "attention", "masked_attention")
 
 
 def measure(run: Callable[[], object], device: torch.device, repeats: int) -> float:
@@ -74,18 +74,20 @@ def copied(device: torch.device, elements: int, repeats: int) -> float:
     return 4.0 * elements / measure(lambda: target.copy_(source), device, repeats)
 
 
-def attended(device: torch.device, positions: int, heads: int, repeats: int) -> float:
+def attended(device: torch.device, positions: int, heads: int, repeats: int, *, masked: bool = False) -> float:
     """Operations a second of causal attention with heads of 128, forward and backward: 2 and 5 products, of which the
-    mask leaves half.
+    causal kernel leaves half out; one that is handed a mask computes all.
     """
+    mask = torch.zeros(1, 1, positions, positions, device=device, dtype=torch.bfloat16) if masked else None
     query, key, value = (
         torch.randn(1, heads, positions, 128, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
     )
 
     def run() -> None:
-        F.scaled_dot_product_attention(query, key, value, is_causal=True).sum().backward()
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=not masked)
+        out.sum().backward()
 
-    return 7 * heads * positions**2 * 128 / measure(run, device, repeats)
+    return (14 if masked else 7) * heads * positions**2 * 128 / measure(run, device, repeats)
 
 
 def fit(points: Sequence[Point], peak: float, base: Efficiency, bandwidth: float) -> Efficiency:
@@ -134,9 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     repeats = 3 if chosen.quick else 20
     points = products(QUICK if chosen.quick else SIZES, device, repeats)
     moved = copied(device, 2**20 if chosen.quick else 2**28, repeats)
-    rate = attended(device, *((64, 2) if chosen.quick else (2048, 64)), repeats)
+    shape = (64, 2) if chosen.quick else (2048, 64)
+    rate, masked = (attended(device, *shape, repeats, masked=flag) for flag in (False, True))
     curve = fit(points, peak, base, bandwidth or moved)
-    curve = replace(curve, memory=moved / (bandwidth or moved), attention=rate / peak)
+    curve = replace(curve, memory=moved / (bandwidth or moved), attention=rate / peak, masked_attention=masked / peak)
     print_table(
         ["m", "n", "k", "TFLOP/s", "of the curve"],
         [

@@ -138,6 +138,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["gpt3-125m", "--nodes", "3", "--gpus-per-node", "7"], "is not divisible by 21 data-parallel ranks"),
     (["clip-vit-b-32", "--parallel.pipeline", "2"], "two towers are not divided into stages"),
     (["gpt3-125m", "--gpu", "h1000"], "--gpu h1000 is not known; there are "),
+    (["gpt3-125m", "--gpu", "v100"], "v100-32gb has no units for bf16: plan with --training.precision fp32"),
     (["gpt3-126m"], "did you mean gpt3-125m?"),
     (["gpt3-125m", "--nodes", "0"], "--nodes: 0 is no whole number from 1 to 1,000,000"),
     (["gpt3-125m", "--pue", "-1"], "--pue: -1 is not 1 or more"),

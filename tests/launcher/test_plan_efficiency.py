@@ -56,6 +56,19 @@ def test_curve_goes_through_the_measured_products() -> None:
     assert max(map(abs, errors)) < 0.15
 
 
+def test_a_curve_through_half_of_the_products_foretells_the_other_half() -> None:
+    """Within a tenth, though one of the halves lacks the largest products and so has too low a ceiling."""
+    start = replace(CURVE, fill=1e5, depth=50.0)
+    for half in (0, 1):
+        ordered = sorted(points())
+        found = efficiency.fit(ordered[half::2], H100.peak_flops, start, H100.memory_bandwidth)
+        errors = [
+            math.log(found.product_seconds(m, n, k, H100.peak_flops, H100.memory_bandwidth) / seconds)
+            for m, n, k, seconds in ordered[1 - half :: 2]
+        ]
+        assert math.sqrt(sum(error**2 for error in errors) / len(errors)) < 0.11
+
+
 def test_the_script_that_measures_a_curve_finds_this_one_in_these_points() -> None:
     start = replace(CURVE, fill=1e5, depth=50.0)
     found = efficiency.fit(points(), H100.peak_flops, start, H100.memory_bandwidth)
@@ -70,7 +83,7 @@ def test_the_script_that_measures_a_curve_finds_this_one_in_these_points() -> No
 
 def test_the_script_runs_on_this_machine_and_its_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "efficiency.json"
-    efficiency.main(["--quick", "--peak-tflops", "1", "--out", str(path), "--sustained", "0.8"])
+    efficiency.main(["--quick", "--peak-tflops", "10", "--out", str(path), "--sustained", "0.8"])
     found = read_efficiency(path, H100)
     assert found.sustained == 0.8
     assert found.start > 0 and found.attention > 0 and found.ceiling > 0
@@ -114,7 +127,9 @@ def test_a_measured_file_takes_the_defaults_place(tmp_path: Path) -> None:
     document = {"device": "Some GPU", "measured": "2026-11-27", "efficiency": to_document(measured)}
     path.write_text(json.dumps(document))
     found = read_efficiency(path, H100)
-    assert found == replace(measured, source=f"{path}: Some GPU, 2026-11-27")
+    said = f"{path}: Some GPU, 2026-11-27; taken for h100"
+    mine = {"sustained_from": f"as {path} says", "sustained_gpu": "h100"}
+    assert found == replace(measured, source=said, **mine)
     path.write_text(json.dumps({**document, "efficiency": {"ceiling": 0.6}}))
     assert read_efficiency(path, H100) == replace(CURVE, ceiling=0.6, source=found.source)
 
@@ -122,10 +137,24 @@ def test_a_measured_file_takes_the_defaults_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "cannot be read"),
+        ("{", "cannot be read: it is not JSON"),
+        ("[]", "lacks 'device' and 'measured' and 'efficiency'"),
+        ('{"device": "x", "measured": "y", "efficiency": [["ceiling", 0.5]]}', "lacks figures by name"),
+        ('{"device": "x", "measured": "y", "efficiency": {"ceiling": 80}}', "ceiling is 80; it must be a share"),
+        ('{"device": "x", "measured": "y", "efficiency": {"memory": true}}', "memory is True; it must be a share"),
+        ('{"device": "x", "measured": "y", "efficiency": {"slope": 2.5}}', "slope is 2.5; it must be a share"),
+        ('{"device": "x", "measured": "y", "efficiency": {"start": Infinity}}', "start is inf; it must be 0 or more"),
+        ('{"device": "x", "measured": "y", "efficiency": {"start": NaN}}', "start is nan; it must be 0 or more"),
+        (
+            '{"device": "NVIDIA H200", "measured": "y", "efficiency": {}}',
+            "measured on NVIDIA H200: plan with --gpu h200",
+        ),
         ('{"efficiency": {}}', "'device'"),
         ('{"device": "x", "measured": "y", "efficiency": {"ceiling": -1}}', "ceiling is -1"),
-        ('{"device": "x", "measured": "y", "efficiency": {"roof": 1}}', "roof is 1; it has attention, ceiling"),
+        (
+            '{"device": "x", "measured": "y", "efficiency": {"roof": 1}}',
+            "roof is not known; there are attention, ceiling",
+        ),
         ('{"device": "x", "measured": "y", "efficiency": {"sustained": 0}}', "sustained is 0"),
     ],
 )

@@ -132,16 +132,38 @@ def test_all_ranks_together_do_the_work_of_one(layout: Layout) -> None:
     assert layout.tensor * attention == pytest.approx(whole.attention_training(causal=True))
 
 
-@given(
-    queries=st.integers(1, 40),
-    tile=st.sampled_from([1, 4, 7]),
-    causal=st.booleans(),
-    band=st.none() | st.integers(1, 50),
-)
-def test_tiles_cover_the_pairs_that_are_needed(queries: int, tile: int, causal: bool, band: int | None) -> None:
-    attention = Attention(1, queries, queries, 8, causal=causal, band=band)
+@given(queries=st.integers(1, 40), tile=st.sampled_from([1, 4, 7]), causal=st.booleans())
+def test_tiles_cover_the_pairs_that_are_needed_and_few_others(queries: int, tile: int, causal: bool) -> None:
+    attention = Attention(1, queries, queries, 8, causal=causal)
     needed = attention.pairs(causal=True)
-    assert attention.tiles(tile) >= needed
+    touched = {
+        (query // tile, key // tile) for query in range(queries) for key in range(query + 1 if causal else queries)
+    }
+    assert attention.tiles(tile) == len(touched) * tile * tile >= needed
     assert attention.pairs(causal=False) >= needed
-    if tile == 1:
-        assert attention.tiles(1) == pytest.approx(needed)
+
+
+@given(queries=st.integers(2, 40), band=st.integers(1, 50), documents=st.booleans())
+def test_a_kernel_with_a_mask_computes_all_pairs(queries: int, band: int, documents: bool) -> None:
+    plain = Attention(1, queries, queries, 8, causal=True)
+    attention = replace(plain, band=band, documents=documents)
+    # A band as wide as the sequence hides nothing: `modeling.attention` passes no mask then.
+    assert attention.masked == (documents or band < queries)
+    if attention.masked:
+        assert attention.run == 4 * 8 * queries**2 == 4 * 8 * attention.tiles(1)
+    else:
+        assert attention.run == plain.run == plain.flops(causal=True) < plain.flops(causal=False)
+    assert attention.flops(causal=True) <= plain.flops(causal=True)  # what the convention counts stays
+
+
+def test_layers_with_masks_are_those_that_get_one() -> None:
+    config = replace(GPT2_LIKE, attention="alternating", attention_band=5)
+    work = gpt_work(config, Layout(), 0, 1, "full")
+    masked = sum(one.count for one in work.attention if one.masked)
+    assert 0 < masked == sum(band is not None for band in config.band_of_layer()) < config.num_layers
+    dense = gpt_work(GPT2_LIKE, Layout(), 0, 1, "full")
+    assert not dense.is_masked
+    assert dense.attention_run == dense.attention_training(causal=True) + dense.attention_recomputed(causal=True)
+    assert dense.by_document().attention_run == pytest.approx(
+        dense.attention_training(causal=False) + dense.attention_recomputed(causal=False)
+    )
