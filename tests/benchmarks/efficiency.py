@@ -4,8 +4,8 @@
     python -m tests.benchmarks.efficiency --quick --peak-tflops 1.0        # seconds on a CPU, only to see that it runs
 
 Matrix products of 256 to 8192 in bf16, a copy, and attention forward and backward, causal and with a mask, each by
-itself and the device waited for. What a whole step keeps up of these rates (`sustained`), and collectives, are not measured: they stay the
-default's, unless a measured step time says better (`--sustained`).
+itself and the device waited for. What a whole step keeps up of these rates (`sustained`), and collectives, are not
+measured: they stay the default's, unless a measured step time says better (`--sustained`).
 """
 
 from __future__ import annotations
