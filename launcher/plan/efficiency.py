@@ -80,7 +80,7 @@ _HOPPER = Efficiency(
     network=0.85,  # 84.8 of 100 GB/s over all sizes, 96 at best (NVIDIA/nccl-tests issue 119); 46-48 of 50 (issue 290)
     latency=20e-6,  # small messages between two nodes: NVIDIA/nccl-tests issue 150
     sustained=0.68,
-    sustained_from="4 published H100 runs",
+    sustained_from="chosen on 4 published H100 runs",
     sustained_gpu="h100",
     source=(
         "H100: 52 products measured for OpenXLA's cost model (matmul_interpolator_data.h, sm_90), their ceiling "
@@ -97,7 +97,7 @@ _CURVES: dict[str, Efficiency] = {
         fill=585e3 * 108 / 132,
         depth=230.0 * 153 / 295,
         sustained=0.87,
-        sustained_from="10 published A100 runs",
+        sustained_from="chosen on 10 published A100 runs",
         sustained_gpu="a100-80gb",
         attention=0.50,  # FlashAttention-2 on an A100: 50 to 73 %, Dao 2023, abstract; causal and 2,048 long: the least
         # The same abstract says 25 to 40 % of the first FlashAttention, and xformers' kernel, which is torch's, is on a
@@ -118,7 +118,7 @@ _CURVES: dict[str, Efficiency] = {
         fill=585e3 * 80 / 132,
         depth=230.0 * 139 / 295,
         sustained=0.87,
-        sustained_from="10 published A100 runs",
+        sustained_from="chosen on 10 published A100 runs",
         sustained_gpu="a100-80gb",
         source="V100: nothing measured; the H100's curve, scaled",
     ),

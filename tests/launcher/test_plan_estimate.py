@@ -183,9 +183,9 @@ def test_a_plan_says_on_which_runs_its_constant_was_chosen_and_what_its_own_runs
     def said(gpu: str) -> str:
         return "\n".join(estimate(decoder(), accelerator(gpu)).assumptions)
 
-    assert "68% (4 published H100 runs);" in said("h100")
-    assert "68% (4 published H100 runs; none of them on b200);" in said("b200")
-    assert "87% (10 published A100 runs; none of them on a100-40gb);" in said("a100-40gb")
+    assert "68% (chosen on 4 published H100 runs);" in said("h100")
+    assert "68% (chosen on 4 published H100 runs; none of them on b200);" in said("b200")
+    assert "87% (chosen on 10 published A100 runs; none of them on a100-40gb);" in said("a100-40gb")
     own = [row.error for row in rows() if row.run.part == "own"]
     assert f"{len(own)} CLIP runs".replace("3", "three") in said("h100")
     assert f"{-max(own):.0%} to {-min(own):.0%}".replace("%", "", 1).replace("%", " %") + " too fast" in said("h100")
