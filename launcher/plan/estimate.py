@@ -57,24 +57,14 @@ def estimate(
     micro_batches = -(-batch.global_batch_size // (replicas * batch.micro_batch_size))
     efficiency = efficiency or default_efficiency(accelerator)
     habits = habits or trestle(training.compile, parallel.sequence)
-    device = Device(accelerator, efficiency, habits, width(training.precision))
-    ways = links(parallel, replicas, job.cluster.ranks_per_node, accelerator, efficiency)
-    times = all_stages(recipe, device, ways)
-    whole = Step(times, parallel, replicas, training.precision, device, ways, kind.couples_batch)
-
-    def at(size_: int) -> StepTime:
-        loss = kind.batch_loss_flops(recipe.model, size_, replicas) if kind.batch_loss_flops else 0.0
-        count = -(-size_ // (replicas * batch.micro_batch_size))
-        return whole.seconds(count, loss / (_BATCH_LOSS * accelerator.fp32_flops))
-
+    times, at = _times(job, kind, Device(accelerator, efficiency, habits, width(training.precision)))
     step = at(batch.global_batch_size)
     flops = _flops(recipe, kind, replicas, micro_batches)
     tokens = batch.global_batch_size * recipe.model.sequence_length
     attainable = world * accelerator.peak_flops * step.total_seconds
     stages = tuple(_stages(recipe, world, times, every_stage))
     why_not = _why_not(stages, accelerator)
-    schedule = BatchSchedule(batch, recipe.model.sequence_length)
-    steps = _steps(recipe, schedule)
+    whole = _training(recipe, at, flops, world, accelerator, prices or Prices())
     return Estimate(
         name=recipe.run.name,
         family=kind.name,
@@ -101,15 +91,29 @@ def estimate(
         hfu=flops.hardware / attainable,
         tokens_per_second=tokens / step.total_seconds,
         tokens_per_day=86400 * tokens / step.total_seconds,
-        training=_training(
-            recipe, schedule, steps, _seconds(schedule, steps, at), flops, world, accelerator, prices or Prices()
-        ),
-        checkpoint=_checkpoint(recipe, kind, world, steps, storage_bandwidth),
+        training=whole,
+        checkpoint=_checkpoint(recipe, kind, world, whole.steps, storage_bandwidth),
         fits=not why_not,
         why_not=why_not,
         assumptions=_assumptions(accelerator, efficiency, habits, recipe),
         prices=prices or Prices(),
     )
+
+
+def _times(job: Job, kind: Family, device: Device) -> tuple[Sequence[StageTimes], Callable[[int], StepTime]]:
+    """Of each stage, and of a step as a function of its samples."""
+    recipe, parallel, accelerator = job.recipe, job.recipe.parallel, device.accelerator
+    replicas = parallel.data_parallel(job.world_size)
+    ways = links(parallel, replicas, job.cluster.ranks_per_node, accelerator, device.efficiency)
+    stages = all_stages(recipe, device, ways)
+    whole = Step(stages, parallel, replicas, recipe.training.precision, device, ways, kind.couples_batch)
+
+    def at(samples: int) -> StepTime:
+        loss = kind.batch_loss_flops(recipe.model, samples, replicas) if kind.batch_loss_flops else 0.0
+        count = -(-samples // (replicas * recipe.batch.micro_batch_size))
+        return whole.seconds(count, loss / (_BATCH_LOSS * accelerator.fp32_flops))
+
+    return stages, at
 
 
 def _stages(recipe: Recipe, world: int, times: Sequence[StageTimes], every_stage: bool) -> Iterator[StageEstimate]:
@@ -176,15 +180,16 @@ def _seconds(schedule: BatchSchedule, steps: int, at: Callable[[int], StepTime])
 
 def _training(
     recipe: Recipe,
-    schedule: BatchSchedule,
-    steps: int,
-    seconds: float,
+    at: Callable[[int], StepTime],
     flops: Flops,
     world: int,
     accelerator: Accelerator,
     prices: Prices,
 ) -> Training:
     length = recipe.model.sequence_length
+    schedule = BatchSchedule(recipe.batch, length)
+    steps = _steps(recipe, schedule)
+    seconds = _seconds(schedule, steps, at)
     tokens = schedule.start(steps) * length
     hours = world * seconds / 3600
     energy = hours * (prices.watts_per_gpu or accelerator.watts) / 1000 * prices.pue

@@ -1,7 +1,7 @@
 """How much of its peak a device reaches: the curve that `trestle plan --efficiency FILE` takes in place of the default.
 
     python -m tests.benchmarks.efficiency --out efficiency.json            # a minute on a GPU
-    python -m tests.benchmarks.efficiency --quick --peak-tflops 1.0        # seconds on a CPU, only to see that it runs
+    python -m tests.benchmarks.efficiency --quick --peak-tflops 10         # seconds on a CPU, only to see that it runs
 
 Matrix products of 256 to 8192 in bf16, a copy, and attention forward and backward, causal and with a mask, each by
 itself and the device waited for. What a whole step keeps up of these rates (`sustained`), and collectives, are not
