@@ -14,7 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from modeling.execution import allow_compiled_variants
+
 _CHUNK = 256  # tokens: 256 x 50k logits in fp32 are 51 MB
+_ALIGNED = 8  # elements of bf16 in 16 bytes
 _free_buffers: list[torch.Tensor] = []
 
 
@@ -40,6 +43,7 @@ def _losses_and_errors(logits: torch.Tensor, labels: torch.Tensor, errors: torch
 
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[..., torch.Tensor]:
+    allow_compiled_variants()
     return torch.compile(_losses_and_errors, fullgraph=True, dynamic=False)  # its import alone takes a second
 
 
@@ -57,13 +61,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         compiled: bool,
     ) -> torch.Tensor:
         tokens = hidden.shape[0]
-        rows = weight[:real]
+        # Fast kernels want rows of logits that begin at 16 bytes: padding rows fill a vocabulary like 50,257 up to that.
+        columns = min(weight.shape[0], -(-real // _ALIGNED) * _ALIGNED)
+        rows = weight[:columns]
         losses = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
-        errors = _take_buffer(tokens, real, hidden) if keep else None
+        errors = _take_buffer(tokens, columns, hidden) if keep else None
         parallel = group is not None and dist.get_world_size(group) > 1
         for low in range(0, tokens, _CHUNK):
             part = slice(low, min(low + _CHUNK, tokens))
             logits = hidden[part] @ rows.t()
+            if columns > real:
+                logits[:, real:] = -torch.inf  # no part of the softmax, and an error of exactly zero
             if compiled and errors is not None and not parallel:
                 losses[part] = _compiled()(logits, labels[part], errors[part])
                 continue
@@ -94,7 +102,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if errors is not None:
             ctx.errors = errors
             ctx.save_for_backward(hidden, weight)
-            ctx.real = real
+            ctx.columns = columns
         return losses
 
     @staticmethod
@@ -103,9 +111,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         errors, ctx.errors = ctx.errors, None
         # The tokens' own factors go to the narrow side of both products: [n, h] instead of [n, v] elements to scale.
         scale = grads[0][:, None]
-        grad_hidden = (errors @ weight[: ctx.real]).mul_(scale)
-        grad_weight = torch.zeros_like(weight) if ctx.real < weight.shape[0] else torch.empty_like(weight)
-        torch.mm(errors.t(), (hidden * scale).to(hidden.dtype), out=grad_weight[: ctx.real])
+        grad_hidden = (errors @ weight[: ctx.columns]).mul_(scale)
+        grad_weight = torch.zeros_like(weight) if ctx.columns < weight.shape[0] else torch.empty_like(weight)
+        torch.mm(errors.t(), (hidden * scale).to(hidden.dtype), out=grad_weight[: ctx.columns])
         _free_buffers.append(errors)
         return grad_hidden, grad_weight, None, None, None, None, None, None
 

@@ -38,3 +38,10 @@ class Execution:
                 "training.compile compiles a layer as one graph, which training.recompute selective would cut; "
                 "use full or none with it"
             )
+
+
+def allow_compiled_variants() -> None:
+    """Before `torch.compile`: a function may be compiled for more shapes than torch's eight, the ninth of which would
+    end the run where the whole function must be one graph.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)

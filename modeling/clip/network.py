@@ -21,7 +21,7 @@ from modeling.clip.resnet import ResNet
 from modeling.clip.text import TextTransformer
 from modeling.clip.vision import VisionTransformer
 from modeling.errors import ModelError
-from modeling.execution import Execution
+from modeling.execution import Execution, allow_compiled_variants
 from modeling.sharding import Shard, fill
 
 __all__ = ["CLIP", "build", "couple", "describe", "embed", "held_out_loss", "shared_parameters"]
@@ -115,7 +115,7 @@ def build(clip: CLIPConfig, execution: Execution) -> list[CLIP]:
     chunk.train()
     if execution.compile:
         # One function for all layers, of both towers; a variant for each of grad or not and each shape.
-        torch._dynamo.config.recompile_limit = 64
+        allow_compiled_variants()
         for tower in (chunk.vision, chunk.text):
             for layer in () if isinstance(tower, ResNet) else tower.transformer.layers:
                 layer.forward = torch.compile(layer.forward, fullgraph=True, dynamic=False)

@@ -19,7 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from modeling import document_masks, transformer
 from modeling.attention import CausalAttention
 from modeling.cross_entropy import linear_cross_entropy
-from modeling.execution import Execution
+from modeling.execution import Execution, allow_compiled_variants
 from modeling.gelu import gelu_tanh
 from modeling.gpt.config import GPTConfig
 from modeling.gpt.objective import forward_step
@@ -166,9 +166,9 @@ def build(gpt: GPTConfig, execution: Execution) -> list[GPT]:
             if parameter.device.type != "meta":
                 fill(parameter, shards[name], execution.seed)
         if execution.compile:
-            # All layers share one compiled function. It has a variant for each of grad or not, banded or not and each
-            # size of micro-batch; torch's limit of 8 would end the run.
-            torch._dynamo.config.recompile_limit = 64
+            # All layers share one compiled function: a variant for each of grad or not, banded or not and each size of
+            # micro-batch.
+            allow_compiled_variants()
             for layer in chunk.decoder.layers:
                 layer.forward = torch.compile(layer.forward, fullgraph=True, dynamic=False)
     return chunks

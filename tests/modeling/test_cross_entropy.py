@@ -10,7 +10,14 @@ from modeling.cross_entropy import _losses_and_errors, linear_cross_entropy
 
 
 def both(
-    tokens: int, dtype: torch.dtype, *, vocab_size: int = 300, rows: int = 384, h: int = 16, scale: float = 1.0
+    tokens: int,
+    dtype: torch.dtype,
+    *,
+    vocab_size: int = 300,
+    rows: int = 384,
+    h: int = 16,
+    scale: float = 1.0,
+    compiled: bool = False,
 ) -> list[torch.Tensor]:
     """[loss, hidden's gradient, weight's gradient] of ours, then of torch's in fp64."""
     generator = torch.Generator().manual_seed(3)
@@ -23,7 +30,7 @@ def both(
         x = hidden.clone().to(dtype if ours else torch.float64).requires_grad_()
         w = weight.clone().to(dtype if ours else torch.float64).requires_grad_()
         if ours:
-            losses = linear_cross_entropy(x, w, labels, vocab_size=vocab_size)
+            losses = linear_cross_entropy(x, w, labels, vocab_size=vocab_size, compiled=compiled)
             assert losses.dtype == torch.float32
         else:
             losses = F.cross_entropy(x @ w[:vocab_size].t(), labels, reduction="none")
@@ -40,8 +47,10 @@ def test_fp32_loss_and_gradients_are_torchs(tokens: int) -> None:
         assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max()
 
 
-def test_bf16_loss_and_gradients_are_torchs_within_the_dtypes_rounding() -> None:
-    loss, hidden, weight, loss_, hidden_, weight_ = both(600, torch.bfloat16)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_bf16_loss_and_gradients_are_torchs_within_the_dtypes_rounding(compiled: bool) -> None:
+    """Two sizes of chunks, so that what is compiled has two variants."""
+    loss, hidden, weight, loss_, hidden_, weight_ = both(600, torch.bfloat16, compiled=compiled)
     # bf16 keeps 8 bits: logits below 32 (these deviate by 4) are off by up to 2^-4, the label's and the largest alike.
     assert (loss - loss_).abs().max() < 2**-3
     for ours, theirs in ((hidden, hidden_), (weight, weight_)):
@@ -71,6 +80,14 @@ def test_padding_rows_take_no_part_and_get_no_gradient() -> None:
     losses.sum().backward()
     assert weight.grad is not None
     assert weight.grad[:100].any() and not weight.grad[100:].any()
+
+
+@pytest.mark.parametrize("vocab_size", [297, 304, 383])
+def test_a_vocabulary_that_ends_anywhere_in_its_padding_has_torchs_loss_and_gradients(vocab_size: int) -> None:
+    loss, hidden, weight, loss_, hidden_, weight_ = both(300, torch.float32, vocab_size=vocab_size)
+    for ours, theirs in ((loss, loss_), (hidden, hidden_), (weight, weight_)):
+        assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max()
+    assert not weight[vocab_size:].any()
 
 
 def test_large_logits_do_not_overflow() -> None:
