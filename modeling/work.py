@@ -48,6 +48,8 @@ class Attention:
     again: bool = False
     documents: bool = False
     """Whether a query sees its own document alone."""
+    grouped: bool = False
+    """Whether several heads of queries share one of keys."""
 
     def pairs(self, *, causal: bool) -> float:
         """Pairs of a query with a key. Full unless `causal`: then those that the causal mask leaves."""
@@ -138,11 +140,6 @@ class Work:
     def attention_run_forward(self) -> float:
         return sum(one.run for one in self.attention)
 
-    @property
-    def is_masked(self) -> bool:
-        """Whether any attention is handed a mask."""
-        return any(one.masked for one in self.attention)
-
     def by_document(self) -> Work:
         """The same where every sample is several documents that do not see one another."""
         return replace(self, attention=tuple(replace(one, documents=True) for one in self.attention))
@@ -206,6 +203,7 @@ class LayerShape:
                 band,
                 not locked,
                 recompute != "none",
+                grouped=self.kv != self.hidden,
             )
             for band, count in (tuple(bands) or ((None, layers),))
         )

@@ -83,9 +83,10 @@ def _product(product: Product, device: Device) -> tuple[float, float]:
 
 
 def _attention(attention: Attention, device: Device) -> tuple[float, float]:
-    if device.habits.flash_attention:
-        # A flash kernel takes no mask and no fp32; torch has another one for those.
-        masked = attention.masked or device.width == 4
+    # A flash kernel takes no mask and no fp32; torch has another one for those, which takes no grouped queries
+    # (`enable_gqa` of torch's scaled_dot_product_attention).
+    masked = attention.masked or device.width == 4
+    if device.habits.flash_attention and not (masked and attention.grouped):
         rate = (device.efficiency.masked_attention if masked else device.efficiency.attention) * device.peak
         forward = 4.0 * attention.size * attention.heads * attention.tiles() * attention.count / rate
         start = attention.count * device.efficiency.start

@@ -246,10 +246,16 @@ def _assumptions(accelerator: Accelerator, efficiency: Efficiency, habits: Habit
     if habits.source:
         found.append(f"overlap: {habits.source}")
     found.append(OWN_RUNS)
-    if whole_model(recipe).is_masked:
+    attention = whole_model(recipe).attention
+    if any(one.masked for one in attention):
         found.append(
-            f"attention with bands or document masks computes all pairs, at {efficiency.masked_attention:.1%} of the "
-            "peak: the least that is known of torch's kernel for masks"
+            "attention with bands or document masks computes all pairs, in torch's kernel for masks at "
+            f"{efficiency.masked_attention:.1%} of the peak, an estimate unless --efficiency gives it"
+        )
+    if any(one.grouped and (one.masked or recipe.training.precision == "fp32") for one in attention):
+        found.append(
+            "grouped queries with a mask or in fp32 have no fused kernel: their scores are written out, which the time "
+            "counts and the memory of a rank does not"
         )
     if recipe.parallel.offload_optimizer:
         found.append("an offloaded optimizer's own arithmetic on the host is not counted")

@@ -177,6 +177,12 @@ def test_bands_and_documents_cost_all_pairs_and_a_slower_kernel() -> None:
     assert dense.flops.hardware == pytest.approx(dense.flops.products + dense.flops.attention_causal)
     assert any("computes all pairs" in line for line in banded.assumptions)
     assert not any("computes all pairs" in line for line in dense.assumptions)
+    # Grouped queries spare nothing of attention itself, and no fused kernel takes them with a mask.
+    shared = {**long, "num_query_groups": 4}
+    unmasked, masked = (estimate(decoder(model=shared, data={"document_masks": flag}), H100) for flag in (False, True))
+    assert unmasked.step.compute_seconds < dense.step.compute_seconds
+    assert masked.step.compute_seconds > documents.step.compute_seconds
+    assert [any("no fused kernel" in line for line in one.assumptions) for one in (unmasked, masked)] == [False, True]
 
 
 def test_a_plan_says_on_which_runs_its_constant_was_chosen_and_what_its_own_runs_were() -> None:
