@@ -61,7 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         compiled: bool,
     ) -> torch.Tensor:
         tokens = hidden.shape[0]
-        # Fast kernels want rows of logits that begin at 16 bytes: padding rows fill a vocabulary like 50,257 up.
+        # Fast kernels want rows of logits that begin at 16 bytes: padding fills a vocabulary like 50,257 up to that.
         columns = min(weight.shape[0], -(-real // _ALIGNED) * _ALIGNED)
         rows = weight[:columns]
         losses = torch.empty(tokens, dtype=torch.float32, device=hidden.device)

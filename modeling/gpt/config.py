@@ -78,6 +78,12 @@ class GPTConfig:
     def padded_vocab_size(self) -> int:
         return -(-self.vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
+    def multiplied_rows(self, tensor: int) -> int:
+        """Rows of the vocabulary that the fullest of `tensor` ranks makes logits of: padding rows fill them up to whole
+        16 bytes (`modeling.cross_entropy`).
+        """
+        return min(-(-self.vocabulary // 8) * 8, self.padded_vocab_size // tensor)
+
     def band_of_layer(self) -> tuple[int | None, ...]:
         """Width of each layer's attention band; None is dense. Layers 1, 3, … (from 0) are banded when alternating."""
         banded = self.attention == "alternating"

@@ -35,7 +35,7 @@ def activations(config: GPTConfig, layout: Layout, stage: int, run: Run) -> Acti
             extra += layer.stream(run)  # what was received, which nothing saves
         chunks.append(Chunk(tuple(groups), extra + _positions(config, run)))
     tokens = layer.tokens(run)
-    real = min(config.vocabulary, config.padded_vocab_size // layout.tensor)
+    rows = config.multiplied_rows(layout.tensor)
     rotary = config.sequence_length * config.head_size * FP32 if config.positions == "rotary" else 0.0
     gathered = tokens * config.hidden_size * run.element if layout.sequence else 0.0
     part = min(tokens, LOGITS_CHUNK)
@@ -45,8 +45,8 @@ def activations(config: GPTConfig, layout: Layout, stage: int, run: Run) -> Acti
         each = FP32 * (2 if tokens > LOGITS_CHUNK else 1)  # the chunk before is there until the next has its name
     return Activations(
         chunks=tuple(chunks),
-        logits=tokens * real * run.element if last_stage else 0.0,
-        logits_work=part * real * each if last_stage else 0.0,
+        logits=tokens * rows * run.element if last_stage else 0.0,
+        logits_work=part * rows * each if last_stage else 0.0,
         buffers=rotary + _masks(config, run) + gathered,
         inputs=run.samples * (config.sequence_length + 1) * INT64 * (2 if run.documents else 1),
         handed=layer.stream(run) if stage > 0 and layout.virtual_pipeline == 1 else 0.0,

@@ -8,19 +8,12 @@ from modeling.gpt.config import GPTConfig
 from modeling.layout import Layout
 from modeling.work import LayerShape, Product, Traffic, Work, together
 
-_ALIGNED = 8
-"""`modeling.cross_entropy` computes a multiple of so many logits of a token, as far as there are padding rows."""
 _COMPILED_LOGIT_PASSES = 5.0
 """The same in one kernel: written, read twice, and softmax - onehot written and read."""
 _LOGIT_PASSES = 22.0
 """Elements of bf16 that go over memory for each logit of `modeling.cross_entropy`, forward, beyond the product: written
 and read once in bf16, then nine passes in fp32 (maximum, subtraction, exponential and division in place, sum).
 """
-
-
-def aligned(vocabulary: int) -> int:
-    """Logits that are computed for so many words, with those of padding rows."""
-    return -(-vocabulary // _ALIGNED) * _ALIGNED
 
 
 def work(config: GPTConfig, layout: Layout, stage: int, samples: int, recompute: str) -> Work:
@@ -51,7 +44,7 @@ def work(config: GPTConfig, layout: Layout, stage: int, samples: int, recompute:
     if stage == 0:
         parts.append(Work((), (), (Traffic("embedding", 4 * tokens * h, 4 * tokens * h, 3),)))
     if stage == layout.pipeline - 1:
-        rows = min(config.padded_vocab_size / layout.tensor, aligned(config.vocabulary))
+        rows = config.multiplied_rows(layout.tensor)
         head = Product("logits", tokens, rows, h)
         parts.append(
             Work(

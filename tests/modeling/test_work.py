@@ -18,7 +18,6 @@ from modeling.clip.config import CLIPConfig
 from modeling.clip.work import work as clip_work
 from modeling.gpt.config import GPTConfig
 from modeling.gpt.flops import attended_positions, flops_per_token, parameter_count
-from modeling.gpt.work import aligned
 from modeling.gpt.work import work as gpt_work
 from modeling.layout import Layout
 from modeling.work import Attention
@@ -106,7 +105,7 @@ def test_six_n_counts_besides_the_products_what_multiplies_nothing(config: GPTCo
     biases = layers * (3 * h + h + 4 * h + h) if config.biases else 0
     looked_up = config.vocabulary * h if not config.tie_embeddings else 0
     positions = config.sequence_length * h if config.positions == "learned" else 0
-    padding = (aligned(config.vocabulary) - config.vocabulary) * h  # rows that fill the logits up to 16 bytes
+    padding = (config.multiplied_rows(1) - config.vocabulary) * h
     products = parameter_count(config) - norms - biases - looked_up - positions + padding
     assert work.training == 6 * products * config.sequence_length
 
@@ -164,8 +163,7 @@ def test_layers_with_masks_are_those_that_get_one() -> None:
     masked = sum(one.count for one in work.attention if one.masked)
     assert 0 < masked == sum(band is not None for band in config.band_of_layer()) < config.num_layers
     dense = gpt_work(GPT2_LIKE, Layout(), 0, 1, "full")
-    assert not any(one.masked or one.grouped for one in dense.attention)
-    assert all(one.grouped for one in gpt_work(LLAMA_LIKE, Layout(), 0, 1, "full").attention)
+    assert not dense.is_masked
     assert dense.attention_run == dense.attention_training(causal=True) + dense.attention_recomputed(causal=True)
     assert dense.by_document().attention_run == pytest.approx(
         dense.attention_training(causal=False) + dense.attention_recomputed(causal=False)
