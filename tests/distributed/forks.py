@@ -118,11 +118,15 @@ def _watch(ranks: list[int], seconds: float, line: socket.socket) -> int | None:
     until = time.monotonic() + seconds
     running = {os.pidfd_open(pid): rank for rank, pid in enumerate(ranks)}
     failed: int | None = None
+    waiting = select.poll()  # unlike `select`, with numbers above 1,023: a long run of tests has thousands of files open
+    for descriptor in (line.fileno(), *running):
+        waiting.register(descriptor, select.POLLIN)
     while running and failed is None:
-        ready, _, _ = select.select([line, *running], [], [], max(0.0, until - time.monotonic()))
-        if not ready or line in ready:  # too late, or nobody waits any more
+        ready = [fd for fd, _ in waiting.poll(1000 * max(0.0, until - time.monotonic()))]
+        if not ready or line.fileno() in ready:  # too late, or nobody waits any more
             failed = min(running.values())
         for ended in [fd for fd in ready if fd in running]:
+            waiting.unregister(ended)
             rank = running.pop(ended)
             os.close(ended)
             _, status = os.waitpid(ranks[rank], 0)
