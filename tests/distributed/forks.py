@@ -118,7 +118,7 @@ def _watch(ranks: list[int], seconds: float, line: socket.socket) -> int | None:
     until = time.monotonic() + seconds
     running = {os.pidfd_open(pid): rank for rank, pid in enumerate(ranks)}
     failed: int | None = None
-    waiting = select.poll()  # unlike `select`, with numbers above 1,023: a long run of tests has thousands of files open
+    waiting = select.poll()  # `select` takes no numbers above 1,023, and a long run of tests has more files open
     for descriptor in (line.fileno(), *running):
         waiting.register(descriptor, select.POLLIN)
     while running and failed is None:
