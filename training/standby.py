@@ -43,7 +43,8 @@ MEETING_SECONDS = 5.0
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_PTRACER = 1, 15, 0x59616D61  # linux/prctl.h
 _LATE = ("deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_layer", "numpy.ma")
 """What DeepSpeed imports as late as while it is initialized, some of it slowly."""
-_CUDA_PROBE = "PYTORCH_NVML_BASED_CUDA_CHECK"  # lets torch count GPUs without starting CUDA
+CUDA_PROBE = "PYTORCH_NVML_BASED_CUDA_CHECK"
+"""The variable that lets torch count GPUs without starting CUDA, if it is 1 before torch is imported."""
 
 
 def become_rank_if_standby(load: Callable[[list[str]], object] | None = None) -> None:
@@ -56,7 +57,7 @@ def become_rank_if_standby(load: Callable[[list[str]], object] | None = None) ->
     supervisor = os.getppid()
     with socket.socket(fileno=int(number)) as line:
         begun = time.monotonic()
-        os.environ[_CUDA_PROBE] = "1"
+        os.environ[CUDA_PROBE] = "1"
         normal = _first_to_go_when_memory_runs_out()
         _load(load or import_all)
         unfit = _unfit()
@@ -123,12 +124,19 @@ def _load(load: Callable[[list[str]], object]) -> None:
         raise failures[0]
 
 
-def _unfit() -> str | None:
-    """Why no rank may be forked from this process, if there is a reason."""
+def cuda_has_started() -> bool:
+    """Whether this process has opened a GPU's memory: what is forked from it cannot use CUDA."""
     for entry in os.scandir("/proc/self/fd"):
         with suppress(OSError):
             if os.readlink(entry.path).startswith("/dev/nvidia-uvm"):
-                return "an import has started CUDA, which does not survive a fork"
+                return True
+    return False
+
+
+def _unfit() -> str | None:
+    """Why no rank may be forked from this process, if there is a reason."""
+    if cuda_has_started():
+        return "an import has started CUDA, which does not survive a fork"
     others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     if others:
         return f"an import has left the thread {others[0]} running, which does not survive a fork"

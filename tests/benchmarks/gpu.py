@@ -19,11 +19,12 @@ import contextlib
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,13 +32,19 @@ from typing import Any
 
 from tests.benchmarks.common import prepare_shards
 from tests.benchmarks.gpu_jobs import TOY_SEQUENCE, Job, clip_jobs, gpt_jobs, loss_jobs, toy_jobs
-from tests.benchmarks.gpu_search import MEMORY, OK, Setting
+from tests.benchmarks.gpu_search import DEADLINE, MEMORY, OK, Setting, telling
 from tests.benchmarks.gpu_table import markdown
 
 PACKAGES = ("torch", "triton", "megatron-core", "deepspeed")
+OUT_OF_MEMORY = re.compile(
+    r"OutOfMemoryError|\bCUDA\b[^\n]{0,24}\bout of memory|cudaErrorMemoryAllocation"
+    r"|CUBLAS_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)|CUDNN_STATUS_ALLOC_FAILED"
+)
+"""How torch, the driver, Triton and the libraries say it: cuBLAS and cuDNN where their workspaces find no room."""
 
 
-def main() -> int:
+def options_from(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line (or `words`) says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("results.json"), help="results; Markdown beside them")
     parser.add_argument("--work", type=Path, help="folder of shards and runs; default: beside the results")
@@ -50,7 +57,11 @@ def main() -> int:
     )
     parser.add_argument("--toy", action="store_true", help="tiny models, whatever the device")
     parser.add_argument("--markdown", type=Path, metavar="RESULTS", help="print the tables of these results, and end")
-    options = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    options = options_from()
     if options.markdown:
         print(markdown(json.loads(options.markdown.read_text()) if options.markdown.exists() else {}), end="")
         return 0
@@ -101,13 +112,18 @@ class Table:
 
     def run(self) -> int:
         output: Path = self.options.output
+        jobs = self._jobs()
+        wanted, known = self.options.models or [], [job.name for job in jobs]
+        if unknown := [name for name in wanted if name not in known]:
+            print(f"--models {unknown[0]}: no such row; there are {', '.join(dict.fromkeys(known))}", file=sys.stderr)
+            return 2
+        jobs = [job for job in jobs if not wanted or job.name in wanted]
         if output.exists():
             found = json.loads(output.read_text())
             if found["machine"] != self.machine:
                 print(f"{output} is of another machine or other versions: name another --output", file=sys.stderr)
                 return 2
             self.results = found
-        jobs = self._jobs()
         if any(job.kind == "gpt" and self._next(job) for job in jobs):
             self._shards()
         # First something for every row, then better settings, one a row and round.
@@ -125,8 +141,7 @@ class Table:
         else:
             memory = self.machine["memory_bytes"]
             jobs = [*gpt_jobs(self.work, memory), *loss_jobs(self.work), *clip_jobs(self.work, memory)]
-        wanted = self.options.models
-        return [job for job in jobs if job.kind in self.options.only and (not wanted or job.name in wanted)]
+        return [job for job in jobs if job.kind in self.options.only]
 
     def _shards(self) -> None:
         if not (self.work / "shards" / "mix.yaml").exists():
@@ -142,7 +157,7 @@ class Table:
         return any(one["status"] == OK for one in self._tries(job))
 
     def _next(self, job: Job) -> Setting | None:
-        return job.next_setting(self._tries(job))
+        return job.next_setting(telling(self._tries(job), self.options.deadline))
 
     def _round(self, jobs: list[Job], wanted: Callable[[Job], bool]) -> bool:
         """One try of each job that is wanted; whether there was any."""
@@ -203,13 +218,13 @@ def run_child(command: list[str], patience: float, log: Path) -> tuple[str, str]
         try:
             code = child.wait(patience)
         except subprocess.TimeoutExpired:
-            return "deadline", f"not done after {patience:.0f} s"
+            return DEADLINE, f"not done after {patience:.0f} s"
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)  # whatever it has started as well
             child.wait()
     said = log.read_text(errors="replace").strip()
-    if "OutOfMemoryError" in said or "CUDA out of memory" in said:
+    if OUT_OF_MEMORY.search(said):
         return MEMORY, ""
     if code == -signal.SIGKILL:
         return MEMORY, "killed, as the kernel does where the host's memory is used up"

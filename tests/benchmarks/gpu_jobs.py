@@ -15,7 +15,7 @@ import launcher
 import launcher.job
 from cluster.config import ClusterConfig
 from launcher.plan.estimate import estimate
-from launcher.plan.hardware import of_device
+from launcher.plan.hardware import RESERVE, of_device
 from modeling.gpt.flops import flops_per_token
 from tests.benchmarks.gpu_search import OK, Setting, Tried, next_setting
 from tests.benchmarks.gpu_table import CLIP_ROWS, LOSS_ROWS
@@ -53,6 +53,11 @@ def with_setting(recipe: Recipe, setting: Setting) -> Recipe:
         training=replace(recipe.training, recompute=recompute, compile=setting.compile),
         parallel=replace(recipe.parallel, offload_optimizer=setting.offload),
     )
+
+
+def has_room(planned_bytes: int, memory_bytes: int | None) -> bool:
+    """Whether a device (None: one without limits) has them beside what a plan keeps back of it."""
+    return memory_bytes is None or planned_bytes <= (1 - RESERVE) * memory_bytes
 
 
 class Job:
@@ -138,7 +143,7 @@ class GptJob(Job):
         return next_setting(tries, self._fits, self.samples)
 
     def _fits(self, setting: Setting) -> bool:
-        return self.memory_bytes is None or self.planned_bytes(setting) < self.memory_bytes
+        return has_room(self.planned_bytes(setting), self.memory_bytes)
 
     def command(self, setting: Setting, result: Path) -> list[str]:
         recipe = self.work / f"{self.name}.yaml"
@@ -186,9 +191,9 @@ class ClipJob(Job):
         return shipped(self.name)
 
     def _fits(self, setting: Setting) -> bool:
-        return self.memory_bytes is None or (
-            rank_memory(with_setting(self._recipe, setting), 1, 0).peak < self.memory_bytes
-        )
+        # The recipe's batch is the whole one, whose pictures the planner counts as there at every moment.
+        planned = rank_memory(with_setting(self._recipe, setting), 1, 0).peak
+        return not setting.offload and has_room(planned, self.memory_bytes)  # the benchmark does not offload
 
     def command(self, setting: Setting, result: Path) -> list[str]:
         command = [sys.executable, "-m", "tests.benchmarks.clip", "--json", str(result), "--steps", "1"]

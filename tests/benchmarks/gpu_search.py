@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-OK, MEMORY = "ok", "out of memory"
+OK, MEMORY, DEADLINE = "ok", "out of memory", "deadline"
 ENOUGH = 8
 """Samples in a micro-batch that fill a GPU at 2048 tokens: recomputation, which buys room for more, can only cost."""
 
@@ -42,6 +42,13 @@ ARMS: tuple[tuple[str, bool, bool], ...] = (  # recompute, compile, offload: in 
 def best(tries: Sequence[Tried], by: str) -> Tried | None:
     """The fastest of the tries that worked, by the figure `by`."""
     return max((one for one in tries if one["status"] == OK), key=lambda one: one[by], default=None)
+
+
+def telling(tries: Sequence[Tried], deadline: float) -> list[Tried]:
+    """The tries that show something: not those that were stopped before the `deadline` (seconds) that one has now,
+    because a budget was used up or the deadline was shorter then.
+    """
+    return [one for one in tries if one["status"] != DEADLINE or one["process_seconds"] >= deadline]
 
 
 def next_setting(

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks.gpu import run_child
-from tests.benchmarks.gpu_jobs import gpt_jobs
-from tests.benchmarks.gpu_search import MEMORY, OK, Setting, Tried, next_setting
+from tests.benchmarks.clip import options_from as clip_options
+from tests.benchmarks.gpu import Table, options_from, run_child
+from tests.benchmarks.gpu_jobs import clip_jobs, gpt_jobs
+from tests.benchmarks.gpu_search import ARMS, DEADLINE, MEMORY, OK, Setting, Tried, next_setting, telling
 from tests.benchmarks.gpu_table import GPT_ROWS, markdown
 from tests.benchmarks.trace_shares import shares
 
@@ -24,6 +25,7 @@ def table(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
 
 
+@pytest.mark.timeout(2 * 280 + 60)
 def test_toy_table_is_written_as_json_and_markdown_and_not_measured_twice(tmp_path: Path) -> None:
     done = table(tmp_path, "--toy", "--only", "gpt", "loss")
     assert done.returncode == 0, done.stderr
@@ -117,6 +119,29 @@ def test_search_goes_on_uncompiled_where_the_compiler_fails() -> None:
     assert sizes(tries, "none", compiled=False) == [32, 16, 8]
 
 
+def test_a_try_that_had_less_time_than_one_has_now_is_made_again_and_one_that_had_it_is_not() -> None:
+    def after(seconds: float) -> Setting | None:
+        cut = {**vars(Setting(32)), "status": DEADLINE, "process_seconds": seconds}
+        return next_setting(telling([cut], 420.0), lambda _: True, 32)
+
+    assert after(87.0) == Setting(32)
+    assert after(420.5) == Setting(32, "selective", compile=False)  # the compiler hangs: none of its arms
+
+
+def test_every_setting_that_clip_is_searched_for_is_one_that_its_benchmark_takes(tmp_path: Path) -> None:
+    (job,) = (job for job in clip_jobs(tmp_path, None) if job.name == "clip-vit-l-14")
+    for recompute, compiled, _ in ARMS:
+        given = clip_options(job.command(Setting(4, recompute, compiled), tmp_path / "result")[3:])
+        assert (given.recompute, given.compile, given.micro) == (recompute, compiled, [4])
+
+
+def test_models_that_are_no_rows_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = options_from(["--toy", "--models", "toy", "gpt3-1.3", "--output", str(tmp_path / "results.json")])
+    assert Table(options, {"device": "cpu", "memory_bytes": None}).run() == 2
+    assert capsys.readouterr().err == "--models gpt3-1.3: no such row; there are toy, 64\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_rows_are_a_gpus_share_of_the_shipped_recipes_and_begin_with_what_fits(tmp_path: Path) -> None:
     jobs = {job.name: job for job in gpt_jobs(tmp_path, 80 * 2**30)}
     assert set(jobs) == set(GPT_ROWS)
@@ -132,7 +157,16 @@ def test_a_try_that_hangs_or_runs_out_of_memory_is_told_from_one_that_fails(tmp_
         return run_child([sys.executable, "-c", code], patience, tmp_path / "log")[0]
 
     assert status("import signal; signal.pause()", 0.5) == "deadline"
-    assert status("raise type('OutOfMemoryError', (Exception,), {})('CUDA out of memory')") == MEMORY
+    for said in (
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB",
+        "torch.AcceleratorError: CUDA error: out of memory",
+        "RuntimeError: CUDA driver error: out of memory",
+        "RuntimeError: Triton Error [CUDA]: out of memory",
+        "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "RuntimeError: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    ):
+        assert status(f"exit({said!r})") == MEMORY, said
+    assert status("exit('torch.AcceleratorError: CUDA error: an illegal memory access was encountered')") == "failed"
     assert status("import os, signal; os.kill(os.getpid(), signal.SIGKILL)") == MEMORY  # by the kernel, say
     assert run_child([sys.executable, "-c", "exit('no')"], 60.0, tmp_path / "log") == ("failed", "exit code 1: no")
 

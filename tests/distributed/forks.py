@@ -1,8 +1,10 @@
 """A process that has imported all that a rank imports, and forks ranks: `python -m tests.distributed.forks SOCKET`.
 
 The imports cost every fresh rank five seconds of a core. Here they are done once, before any thread, backward pass or
-process group: a forked rank differs from a fresh one in nothing else. One line of JSON over the socket whose number is
-the argument asks for a launch, one line answers; when the socket closes, the ranks and this process end.
+process group. What forked ranks have in common and fresh ones have not is what imports have drawn, and the seed of
+hashes: all walk a set of strings in the same order, and only fresh ranks show where that order decides what they send.
+One line of JSON over the socket whose number is the argument asks for a launch, one line answers; when the socket
+closes, the ranks and this process end.
 """
 
 from __future__ import annotations
@@ -19,8 +21,11 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from training.standby import CUDA_PROBE, cuda_has_started
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MODULES = (
@@ -62,11 +67,12 @@ class Server:
         root = Path(__file__).parents[2]
         with theirs:
             number = theirs.fileno()
+            path = f"{root}:{os.environ.get('PYTHONPATH', '')}"
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.distributed.forks", str(number)],
                 pass_fds=[number],
                 cwd=root,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, CUDA_PROBE: "1"},
                 stdin=subprocess.DEVNULL,
             )
 
@@ -99,8 +105,10 @@ def serve(line: socket.socket, imported: dict[str, str]) -> tuple[str, str]:
     """Fork ranks as asked, and never return but in a rank: with its function and folder. `imported` is what imports
     have put into the environment.
     """
+    only_fresh = cuda_has_started()  # slower, but a forked rank could not use the GPU
     while text := _read_line(line):
         launch = Launch(**json.loads(text))
+        launch = replace(launch, fresh=launch.fresh or only_fresh)
         ranks: list[int] = []
         for rank in range(len(launch.environments)):
             pid = os.fork()
@@ -133,7 +141,9 @@ def _watch(ranks: list[int], seconds: float, line: socket.socket) -> int | None:
             if status and failed is None:
                 failed = rank
     for fd, rank in running.items():
-        os.killpg(ranks[rank], signal.SIGKILL)
+        os.kill(ranks[rank], signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it had not come to its setsid, and so has started nothing
+            os.killpg(ranks[rank], signal.SIGKILL)
         os.waitpid(ranks[rank], 0)
         os.close(fd)
     return failed
@@ -149,10 +159,13 @@ def _become_rank(launch: Launch, rank: int, imported: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(launch.environments[rank] if launch.fresh else imported | launch.environments[rank])
     os.chdir(launch.cwd)
-    random.seed()  # else all ranks draw the same
     if launch.fresh:
         words = [sys.executable, "-m", "tests.distributed.launch", launch.function, launch.folder]
         os.execv(sys.executable, words)
+    import numpy
+
+    random.seed()  # else all ranks draw the same
+    numpy.random.seed()
 
 
 def main() -> None:

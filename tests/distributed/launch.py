@@ -48,7 +48,8 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
 def run(function: str, world_size: int, argument: Any, *, deadline: float, fresh: bool = False) -> list[Any]:
     """Call `module:name` with `argument` (JSON) on `world_size` processes; their return values (JSON) in rank order.
 
-    The processes have imported what a rank imports, unless they are to be `fresh`.
+    The processes have imported what a rank imports, unless they are to be `fresh`: then each has hashes of its own,
+    so that ranks that send in the order of a set disagree (see `forks`).
 
     Raises AssertionError with the failing rank's output when one fails or the deadline (seconds) passes.
     """
@@ -56,6 +57,8 @@ def run(function: str, world_size: int, argument: Any, *, deadline: float, fresh
     with tempfile.TemporaryDirectory(prefix="trestle-test-") as folder:
         (Path(folder) / "argument.json").write_text(json.dumps(argument))
         environments = [rank_environment(rank, world_size, port) for rank in range(world_size)]
+        if fresh:
+            environments = [one | {"PYTHONHASHSEED": str(rank + 1)} for rank, one in enumerate(environments)]
         failed = _launch(Launch(function, folder, environments, deadline, os.getcwd(), fresh))
         if failed is not None:
             output = (Path(folder) / f"log-{failed}").read_text()

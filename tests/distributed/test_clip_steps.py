@@ -67,6 +67,9 @@ CASES: dict[int, list[dict[str, Any]]] = {
     3: [case(zero_stage=1, micro=2)],
 }
 
+# Whichever comes first waits for the launches of all worlds that it asks for.
+pytestmark = pytest.mark.timeout(280 * len(CASES) + 60)
+
 
 @cache
 def results(world: int) -> dict[str, dict[str, Any]]:

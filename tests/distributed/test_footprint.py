@@ -61,7 +61,6 @@ def stage_of(plan: Plan, rank: dict[str, Any]) -> Stage:
     return plan.stages[rank["place"][1]]
 
 
-@pytest.mark.timeout(280)
 def test_ranks_stand_where_the_placement_puts_them(measured: Any) -> None:
     for _, plan, ranks in measured:
         shown = [[at.tensor, at.pipeline, at.data] for at in plan.ranks]

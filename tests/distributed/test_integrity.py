@@ -23,6 +23,7 @@ CASES: list[dict[str, Any]] = [
 ]
 OTHERS = "weights differ from those of the other replicas"
 MASTERS = "weights differ from the masters that they were made from"
+pytestmark = pytest.mark.timeout(420 + 60)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,6 @@ def results() -> list[dict[str, Any]]:
     return first
 
 
-@pytest.mark.timeout(450)
 def test_checked_steps_are_the_same_steps_to_the_bit(results: list[dict[str, Any]]) -> None:
     for one in results:
         assert one["checked"] == one["plain"], one["case"]

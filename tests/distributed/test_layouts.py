@@ -30,6 +30,9 @@ LAYOUTS: dict[int, list[dict[str, Any]]] = {
         {"pipeline": 2},
     ],
 }
+SINGLE_DEADLINE = 400.0
+"""Seconds for the curves of one rank, which the first test to ask for them waits for."""
+pytestmark = pytest.mark.timeout(SINGLE_DEADLINE + 60)
 TOLERANCE = {"fp32": (1e-4, 1e-4), "bf16": (1e-3, 1e-2)}  # relative, of the loss and of the gradient norm
 
 
@@ -60,7 +63,7 @@ Curve = dict[str, Any]
 @pytest.fixture(scope="module")
 def single() -> list[Curve]:
     """All stages on one rank."""
-    return run("tests.distributed.steps:train_cases", 1, cases(1), deadline=400)[0]
+    return run("tests.distributed.steps:train_cases", 1, cases(1), deadline=SINGLE_DEADLINE)[0]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,7 @@ def test_every_stage_on_one_rank_gives_the_same_curve(
     assert disagreements(single, reference) == []
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(SINGLE_DEADLINE + 850 + 60)
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_every_layout_and_stage_gives_the_curve_of_one_rank(
     world_size: int, reference: dict[tuple[str, str], Curve]
@@ -114,7 +117,7 @@ def test_bf16_curve_stays_with_the_fp32_curve(reference: dict[tuple[str, str], C
         assert worst(reference[model, "bf16"], fp32, "loss") < 1e-3
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(SINGLE_DEADLINE + 250 + 60)
 def test_offload_and_recomputation_change_nothing(reference: dict[tuple[str, str], Curve]) -> None:
     variants: list[dict[str, Any]] = [
         *({"zero_stage": stage, "offload": True, "precision": p} for stage in (1, 2) for p in ("fp32", "bf16")),
@@ -127,7 +130,9 @@ def test_offload_and_recomputation_change_nothing(reference: dict[tuple[str, str
         {"zero_stage": 1, "recompute": "selective", "layout": {"tensor": 2, "sequence": True}},
     ]
     common = {"model": "tied", "precision": "fp32", "layout": {}, "steps": 4}
-    curves = run("tests.distributed.steps:train_cases", 2, [common | v for v in variants], deadline=250)[0]
+    planned = [common | one for one in variants]
+    # Fresh: of all layouts' launches the one whose ranks would find it out if something were sent in a set's order.
+    curves = run("tests.distributed.steps:train_cases", 2, planned, deadline=250, fresh=True)[0]
     short = {key: {"loss": one["loss"][:4], "grad_norm": one["grad_norm"][:4]} for key, one in reference.items()}
     assert len(curves) == len(variants)
     assert disagreements(curves, short) == []
@@ -140,7 +145,7 @@ PLANTED = {
 }
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(SINGLE_DEADLINE + 250 + 60)
 def test_planted_errors_are_found(reference: dict[tuple[str, str], Curve]) -> None:
     """Each error, planted in each engine that could have it, must leave the tolerance: else the test above proves
     nothing.

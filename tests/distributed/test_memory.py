@@ -24,7 +24,7 @@ def outside(cases: list[Case], world_size: int, *, deadline: float) -> str:
     return table_of([row for row in rows if abs(row.ratio - 1) > WITHIN])
 
 
-@pytest.mark.timeout(800)
+@pytest.mark.timeout(760 + 60)
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_peak_by_formula_is_that_of_real_steps(world_size: int) -> None:
     wrong = outside(cases(world_size), world_size, deadline=760)

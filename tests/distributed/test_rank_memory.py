@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
+
 from tests.benchmarks.common import prepare_shards
 from tests.distributed.launch import run
 
@@ -24,6 +26,7 @@ checkpoint: {every: 2, keep: 2}
 """
 
 
+@pytest.mark.timeout(280 + 60)
 def test_nothing_on_a_rank_grows_with_the_world_and_rank_0_is_as_the_others(tmp_path: Path) -> None:
     prepare_shards(tmp_path, sequence_length=32, vocab_size=512)
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("SHARDS", f"{tmp_path}/shards"))
