@@ -26,6 +26,10 @@ from launcher.supervise import check_shards
 from training.profile_files import RECIPE, REQUEST, Request, summary_file
 from training.recipe import anchor_shards
 
+PATIENCE_SECONDS = 1800.0
+"""Least heartbeat deadline: after the last step the profiler and the trace's reader are silent for minutes where a step
+has a million operators. As long as ranks wait for each other in a collective."""
+
 
 def parser() -> Parser:
     made = Parser(
@@ -139,8 +143,12 @@ def _make_place(folder: RunFolder, chosen: str | None) -> Path:
 
 
 def _record(place: Path, job: Job, *, quiet: bool) -> int:
-    """Run the ranks; the exit code for the shell. What they say goes to stderr where stdout is for JSON."""
+    """Run the ranks; the exit code for the shell. What they say goes to stderr where stdout is for JSON.
+
+    Stopped before its end, a profile has failed: there is nothing to resume.
+    """
     import cluster
+    from cluster.policy import EXIT_RESUME_ME
 
     out = sys.stderr if quiet else sys.stdout
     failures: list[str] = []
@@ -151,7 +159,14 @@ def _record(place: Path, job: Job, *, quiet: bool) -> int:
 
     outcome = cluster.run(
         [sys.executable, "-m", "training.profiling", str(place.absolute())],
-        replace(job.cluster, max_restarts=0, standby=False, min_nodes=job.cluster.nodes, grow=False),
+        replace(
+            job.cluster,
+            heartbeat_seconds=max(job.cluster.heartbeat_seconds, PATIENCE_SECONDS),
+            max_restarts=0,
+            standby=False,
+            min_nodes=job.cluster.nodes,
+            grow=False,
+        ),
         tensor_parallel=job.recipe.parallel.tensor,
         environment={"KINETO_LOG_LEVEL": os.environ.get("KINETO_LOG_LEVEL", "99")},  # it tells of its starts and stops
         log_directory=place / "logs",
@@ -161,4 +176,4 @@ def _record(place: Path, job: Job, *, quiet: bool) -> int:
     if outcome.exit_code != 0:
         why = failures[-1] if failures else outcome.reason
         print(f"trestle: nothing was recorded: {why}; see {shlex.quote(str(place / 'logs'))}", file=sys.stderr)
-    return outcome.exit_code
+    return EnvironmentFailure.exit_code if outcome.exit_code == EXIT_RESUME_ME else outcome.exit_code

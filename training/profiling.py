@@ -45,6 +45,7 @@ def work(place: Path, _: list[str], environment: RankEnvironment) -> int:
     heartbeat = Heartbeat(environment.heartbeat)
     request = Request.read(place / REQUEST)
     recipe = worker.with_vocabulary(load_recipe(place / RECIPE, []))
+    away = recipe.checkpoint.remote
     recipe = replace(recipe, checkpoint=replace(recipe.checkpoint, remote=None))
     check(recipe, environment.world_size)
     worker.make_deterministic(recipe)
@@ -53,6 +54,8 @@ def work(place: Path, _: list[str], environment: RankEnvironment) -> int:
     with tempfile.TemporaryDirectory(prefix="trestle-profile-") as scratch:
         stop = StopRequest(store, heartbeat)
         trainer = _trainer(recipe, Path(request.run), Path(scratch), environment, heartbeat, stop)
+        if environment.rank == 0:
+            print(_beginning(trainer.position.step, away), flush=True)
         recorded = _record(trainer, request, place, environment)
         trainer.engine.close()
         dist.barrier()
@@ -82,10 +85,13 @@ def _trainer(
         stop=stop,
         environment=environment,
     )
-    if environment.rank == 0:
-        where = "initial weights" if checkpoint is None else f"the checkpoint of step {checkpoint.step}"
-        print(f"from {where}", flush=True)
     return Trainer(parts, checkpoint)
+
+
+def _beginning(step: int, away: str | None) -> str:
+    if step > 0:
+        return f"from the checkpoint of step {step}"
+    return "from initial weights" + (f": none is here, and those at {away} are not fetched" if away else "")
 
 
 def _record(trainer: Trainer, request: Request, place: Path, environment: RankEnvironment) -> bool:
@@ -95,7 +101,7 @@ def _record(trainer: Trainer, request: Request, place: Path, environment: RankEn
     trace = place / trace_file(environment.rank)
     if environment.rank == 0:
         print(f"{request.warmup} steps to warm up, and {request.steps} to record", flush=True)
-    made = 0
+    made, memory = 0, 0
     with _profiler(request, trace) if chosen else _nothing() as step_done:
         trainer.clock.around = _mark
         for made, _ in enumerate(trainer.steps(request.warmup + request.steps), 1):
@@ -103,6 +109,7 @@ def _record(trainer: Trainer, request: Request, place: Path, environment: RankEn
                 _synchronize(reset=True)
             elif made == request.warmup + request.steps:
                 _synchronize()
+                memory = memory_bytes()  # before the trace is made sense of, which takes more than the steps
             step_done()
     if made < request.warmup + request.steps:
         return False
@@ -111,7 +118,7 @@ def _record(trainer: Trainer, request: Request, place: Path, environment: RankEn
         about = {
             "rank": environment.rank,
             "first_step": first,
-            "peak_memory_bytes": memory_bytes(),
+            "peak_memory_bytes": memory,
             "trace": trace.name,
         }
         (place / summary_file(environment.rank)).write_text(json.dumps(about | found))
@@ -138,7 +145,6 @@ def _profiler(request: Request, trace: Path) -> Iterator[Any]:
         record_shapes=request.shapes,
         profile_memory=request.memory,
         with_stack=request.stacks,
-        acc_events=True,
     ) as profiler:
         yield profiler.step
 

@@ -54,7 +54,7 @@ def main(arguments: list[str], life: Callable[[Path, list[str], RankEnvironment]
     level = os.environ.get("TRESTLE_LOG", "WARNING").upper()
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
+        print(sys.modules["__main__"].__doc__)
         return 0 if arguments else 2
     try:
         return (life or work)(Path(arguments[0]), arguments[1:], RankEnvironment.read(os.environ))

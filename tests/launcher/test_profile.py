@@ -59,7 +59,7 @@ def test_a_trained_run_is_recorded_on_another_layout_and_stays_as_it_was(
         assert 0 < one["idle_share"] < 1 and 0 < one["communication_share"] < 1
         assert one["communication_alone_share"] <= one["communication_share"] <= 1 - one["idle_share"]
         assert {"aten::mm", "aten::copy_"} <= {row["name"] for row in one["top"]}
-        assert one["peak_memory_bytes"] > 100e6
+        assert 100e6 < one["peak_memory_bytes"] < 1.5e9
         found = WORKER.match(one["trace"])
         assert found is not None
         workers.append(found[1])
@@ -68,7 +68,9 @@ def test_a_trained_run_is_recorded_on_another_layout_and_stays_as_it_was(
 
 def test_a_run_without_a_checkpoint_is_recorded_from_its_initial_weights(run: RunFolder, here: Path) -> None:
     before = contents(run)
-    done = trestle_in(here)("profile", "runs/small", "--steps", "1", "--warmup", "1", "--top", "3", "--output", "seen")
+    options = ["--steps", "1", "--warmup", "1", "--top", "3", "--output", "seen"]
+    impatient = ["--cluster.heartbeat_seconds", "0.5"]  # writing and reading a trace takes longer than that
+    done = trestle_in(here)("profile", "runs/small", *options, *impatient)
     assert done.returncode == 0, done.stderr
     assert contents(run) == before and not (run.path / "profile").exists()
     shown = done.stdout
