@@ -4,6 +4,7 @@ Open
 - `cli` for the list of commands, and how an exception becomes one line and an exit code;
 - `prepare`, `train`, `resume`, `generate`, `evaluate` (`evaluate_pairs`), `export`, `import_model`, `inspect` for one
   command each: its arguments, its help, what it does;
+- `profile` (`profile_shown`) for where the time of a run's steps goes;
 - `submit`, `jobs`, `logs` and `stop` for a cluster that is not this machine: `head` for how it is reached, `checkout`
   for the code that goes there, `in_job` for what runs there, `tunnel` for watching it from here;
 - `demo` and `demo_clip` for the demos, `digits` for the pictures of the second;

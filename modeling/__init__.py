@@ -16,6 +16,7 @@ Open
   rank's coordinates, `execution` for precision, recomputation and compilation;
 - `sharding` and `initialization` for what a rank's parameter is a part of, and its initial values by name;
 - `transformer` for layers in Megatron Core's terms, `attention` (`blockwise_attention`, `document_masks`), `norms`,
-  `linear`, `cross_entropy` for their parts;
-- `megatron_bridge` for what Megatron Core takes for granted and does not hold on a CPU.
+  `linear`, `gelu`, `cross_entropy` for their parts;
+- `megatron_bridge` for what Megatron Core takes for granted and does not hold on a CPU, `gloo` for one thread for the
+  sockets of all groups.
 """

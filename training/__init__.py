@@ -10,8 +10,9 @@ Open
 - `engine/` for one optimizer step on any layout: the plain fp32 reference, and DeepSpeed ZeRO; `engine/coupled` is the
   gradient cache of contrastive losses;
 - `shared_folder` for the refusal of a run's folder that not all nodes see;
-- `footprint` for what ZeRO makes of a rank's parameters, and `memory` for all that a rank's memory is filled with, by
-  formula;
+- `footprint` for what ZeRO makes of a rank's parameters, `engine_memory` for what DeepSpeed copies beside them, and
+  `memory` for all that a rank's memory is filled with: by formula;
+- `profiling` for a few steps under torch's profiler, `trace` for what its traces say;
 - `saving` for what a checkpoint holds and which one a run continues from, `checkpoint/` for how it is stored;
 - `recipe` for the typed recipe and its refusals (`config` has the sections of this room, `sections` and `overrides`
   parse);
