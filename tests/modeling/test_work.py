@@ -163,7 +163,8 @@ def test_layers_with_masks_are_those_that_get_one() -> None:
     masked = sum(one.count for one in work.attention if one.masked)
     assert 0 < masked == sum(band is not None for band in config.band_of_layer()) < config.num_layers
     dense = gpt_work(GPT2_LIKE, Layout(), 0, 1, "full")
-    assert not dense.is_masked
+    assert not any(one.masked or one.grouped for one in dense.attention)
+    assert all(one.grouped for one in gpt_work(LLAMA_LIKE, Layout(), 0, 1, "full").attention)
     assert dense.attention_run == dense.attention_training(causal=True) + dense.attention_recomputed(causal=True)
     assert dense.by_document().attention_run == pytest.approx(
         dense.attention_training(causal=False) + dense.attention_recomputed(causal=False)
