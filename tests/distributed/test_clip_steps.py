@@ -24,14 +24,10 @@ GROWING = {"initial_temperature": 0.5}
 BOUNDED = {**GROWING, "max_scale": 2.001}  # the last steps' updates would pass it
 TENSOR = {"tensor": 2}
 SEQUENCE = {"tensor": 2, "sequence": True}
-SAME_MICRO = 5
-"""With it two ranks have the micro-batches of one, and in bf16 much of its rounding."""
-SAME_ROUNDING = {"loss": 1e-2, "grad_norm": 5e-2}
-"""What the place of tensors in memory and stage 3's sums in bf16 leave: 0.2 % and 1.8 % were seen."""
-OTHER_ROUNDING = {"loss": 3e-2, "grad_norm": 1e-1}
-"""bf16 rounds micro-batches of other sizes otherwise, which Adam's first steps, of the gradients' signs, enlarge: on
-one rank with 2, 3, 4, 5 and 10 pairs at a time the last losses are apart by 1.3 %, gradient norms by up to 4.3 %; which
-way they go depends on the kernels of the machine.
+BF16 = {"loss": 1e-2, "grad_norm": 5e-2}
+"""Relative. Micro-batches of one size round alike on one rank and on two; the place of tensors in memory and stage 3's
+sums in bf16 leave 0.2 % and 1.8 %. Of other sizes they round otherwise, which Adam's first steps, of the gradients'
+signs, enlarge: on one rank with 2, 3, 4, 5 and 10 pairs at a time the last losses are apart by 1.3 %.
 """
 
 
@@ -47,7 +43,8 @@ CASES: dict[int, list[dict[str, Any]]] = {
         case(model=GROWING),
         case(model={"loss": "sigmoid"}),
         case(micro=3, model={"patch_dropout": 0.5, "dropout": 0.1}),
-        *(case(zero_stage=1, precision="bf16", micro=SAME_MICRO, model=model) for model in ({}, BOUNDED)),
+        *(case(zero_stage=1, precision="bf16", micro=micro) for micro in (2, 5)),
+        case(zero_stage=1, precision="bf16", micro=5, model=BOUNDED),
     ],
     2: [
         *(case(zero_stage=stage, micro=micro) for stage, micro in ((0, 5), (1, 2), (2, 5), (3, 2))),
@@ -55,7 +52,7 @@ CASES: dict[int, list[dict[str, Any]]] = {
         *(case(zero_stage=stage, micro=5, model=BOUNDED) for stage in (0, 1, 3)),
         case(zero_stage=1, micro=2, model={"loss": "sigmoid"}),
         case(zero_stage=1, micro=2, precision="bf16"),
-        case(zero_stage=1, micro=SAME_MICRO, precision="bf16"),
+        case(zero_stage=1, micro=5, precision="bf16"),
         case(zero_stage=2, micro=5, precision="bf16"),
         case(zero_stage=3, micro=5, precision="bf16", model=BOUNDED),
         case(layout=TENSOR, micro=4),
@@ -79,9 +76,9 @@ def results(world: int) -> dict[str, dict[str, Any]]:
 
 
 def reference(wanted: dict[str, Any]) -> dict[str, Any]:
-    """One rank: plain AdamW in fp32; in bf16, which rounds features, ZeRO 1 in bf16."""
+    """One rank: plain AdamW in fp32; in bf16, which rounds features, ZeRO 1 with micro-batches of the same size."""
     if wanted["precision"] == "bf16":
-        return results(1)[str(case(model=wanted["model"], zero_stage=1, precision="bf16", micro=SAME_MICRO))]
+        return results(1)[str(case(model=wanted["model"], zero_stage=1, precision="bf16", micro=wanted["micro"]))]
     return results(1)[str(case(model=wanted["model"]))]
 
 
@@ -101,8 +98,7 @@ def test_every_layout_and_stage_trains_as_one_rank_does(world: int, wanted: dict
     if wanted["precision"] == "bf16":
         assert found["loss"][0] == pytest.approx(exact["loss"][0], rel=1e-5)
         assert found["grad_norm"][0] == pytest.approx(exact["grad_norm"][0], rel=5e-3)
-        allowed = SAME_ROUNDING if wanted["micro"] == SAME_MICRO else OTHER_ROUNDING
-        for name, apart in allowed.items():
+        for name, apart in BF16.items():
             assert found[name] == pytest.approx(exact[name], rel=apart), name
         whole = [sum(squares for _, squares in one["weights"].values()) for one in (found, exact)]
         assert whole[0] == pytest.approx(whole[1], rel=1e-4)
@@ -115,10 +111,12 @@ def test_every_layout_and_stage_trains_as_one_rank_does(world: int, wanted: dict
 
 def test_bf16_on_one_rank_is_close_to_fp32() -> None:
     """Cosines of features from bf16 towers are off by some 1e-3, logits by 14 times that."""
-    found, exact = reference(case(precision="bf16")), reference(PLAIN)
-    assert found["loss"][0] == pytest.approx(exact["loss"][0], rel=1e-2)
-    for name, apart in OTHER_ROUNDING.items():
-        assert found[name] == pytest.approx(exact[name], rel=apart), name
+    found, exact = reference(case(precision="bf16", micro=5)), reference(PLAIN)
+    for name in ("loss", "grad_norm"):
+        assert found[name][0] == pytest.approx(exact[name][0], rel=5e-3), name
+    # From then on Adam enlarges it: with 2, 4 and 5 pairs at a time to 1.3 % of the loss and 6.1 % of the norm.
+    assert found["loss"] == pytest.approx(exact["loss"], rel=3e-2)
+    assert found["grad_norm"] == pytest.approx(exact["grad_norm"], rel=1e-1)
 
 
 def test_the_scale_stops_at_its_bound_on_every_stage_and_passes_it_without() -> None:
