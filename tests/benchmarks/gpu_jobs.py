@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -60,19 +61,19 @@ def has_room(planned_bytes: int, memory_bytes: int | None) -> bool:
     return memory_bytes is None or planned_bytes <= (1 - RESERVE) * memory_bytes
 
 
-class Job:
+class Job(ABC):
     """One row: a model, or a size of the contrastive loss."""
 
     kind: str
     name: str
 
+    @abstractmethod
     def next_setting(self, tries: Sequence[Tried]) -> Setting | None:
         """What to try after `tries`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def command(self, setting: Setting, result: Path) -> list[str]:
         """Measures the setting and writes `result`."""
-        raise NotImplementedError
 
     def figures(self, setting: Setting, result: dict[str, Any]) -> dict[str, Any]:
         """What the table keeps of a result."""
